@@ -1,0 +1,204 @@
+"""From what the user names (files, folders, globs, lists) to the videos to score."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memcli.errors import UsageError, VideoErrorCode
+
+# A folder is searched for these names. Audio containers are among them: a clip that turns out to
+# have no picture deserves a row that says so rather than silence.
+VIDEO_SUFFIXES = frozenset(
+    (
+        ".3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .gifv .h264 .h265 .hevc .ivf .m1v .m2ts "
+        ".m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu "
+        ".ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .wtv .y4m "
+        ".aac .flac .m4a .mka .mp3 .oga .ogg .opus .wav .wma"
+    ).split()  # noqa: SIM905
+)
+LIST_SUFFIXES = frozenset({".txt", ".csv"})
+_PATH_COLUMNS = ("path", "video", "filename", "file")
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video to score, or a place that cannot even be looked at."""
+
+    path: str
+    """As it is shown and stored; undecodable bytes are carried as surrogates."""
+    error: tuple[VideoErrorCode, str] | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for every spelling of a path: absolute, without `.` and `..`."""
+        return os.path.abspath(self.path)  # noqa: PTH100 (Path would keep `..`)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The videos to score, in order and each once."""
+
+    items: list[Source]
+    left_out: int
+    """Files in searched folders whose names are not those of videos."""
+
+
+def collect(
+    paths: Sequence[str | os.PathLike[str]], shard: tuple[int, int] | None = None
+) -> Sources:
+    """Find the videos that `paths` name.
+
+    A path is a video, a folder (searched recursively), a glob, a list (`.txt`, one path a line;
+    `.csv` with a `path` column) or `-` (paths on standard input, by line or NUL). `shard` (i, n)
+    keeps the i-th of n parts, i from 1; the parts are the same on every machine that sees the same
+    names. Raises UsageError for a path that does not exist, and if nothing is found.
+    """
+    if not paths:
+        raise UsageError("no video given", next_step="Name files or folders: memcli score VIDEOS")
+    search = _Search()
+    found: dict[str, Source] = {}
+    for path in paths:
+        for source in search.named(os.fspath(path)):
+            found.setdefault(source.key, source)
+    if not found:
+        left_out = f" ({search.left_out} files have other names)" if search.left_out else ""
+        raise UsageError(
+            f"no video found{left_out}",
+            where=", ".join(os.fspath(path) for path in paths),
+            next_step="Name a video file itself to score it whatever its name is.",
+        )
+    items = list(found.values())
+    if shard is not None:
+        items = [source for source in items if _shard_of(source.path, shard[1]) == shard[0]]
+    return Sources(items=items, left_out=search.left_out)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` to (2, 8). Raises UsageError unless 1 <= I <= N."""
+    first, _, second = text.partition("/")
+    if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise UsageError(f"not a shard: {text!r}", next_step="Write I/N with 1 <= I <= N, e.g. 2/8.")
+
+
+def _shard_of(path: str, count: int) -> int:
+    # CRC-32 of the name: stable over machines, runs and additions to the folder.
+    return zlib.crc32(os.fsencode(path)) % count + 1
+
+
+class _Search:
+    def __init__(self) -> None:
+        self.left_out = 0
+
+    def named(self, path: str) -> Iterator[Source]:
+        """What an argument of the command names."""
+        if path == STDIN:
+            yield from self.listed(_read_stdin(), base="")
+        elif os.path.isdir(path):  # noqa: PTH112
+            yield from self.folder(path)
+        elif os.path.lexists(path):
+            if Path(path).suffix.lower() in LIST_SUFFIXES and Path(path).is_file():
+                yield from self.listed(_read_list(path), base=os.path.dirname(path))  # noqa: PTH120
+            else:
+                yield Source(path)
+        elif glob.has_magic(path):
+            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (keeps the spelling)
+            if not matches:
+                raise UsageError("nothing matches this pattern", where=path)
+            for match in matches:
+                yield from self.folder(match) if Path(match).is_dir() else [Source(match)]
+        else:
+            raise UsageError(
+                "no such file or folder", where=path, next_step="Check the spelling of the path."
+            )
+
+    def listed(self, paths: Iterable[str], base: str) -> Iterator[Source]:
+        """Paths from a list: what is missing there becomes a row, not the end of the run."""
+        for path in paths:
+            full = os.path.join(base, path)  # noqa: PTH118
+            yield from self.folder(full) if Path(full).is_dir() else [Source(full)]
+
+    def folder(self, top: str) -> Iterator[Source]:
+        """Videos below `top`, sorted; links are followed, each folder is entered once."""
+        visited: set[tuple[int, int]] = set()
+        pending = [top]
+        while pending:
+            current = pending.pop()
+            try:
+                status = os.stat(current)  # noqa: PTH116
+                if (status.st_dev, status.st_ino) in visited:
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+                with os.scandir(current) as scan:
+                    entries = sorted(scan, key=lambda entry: entry.name)
+            except OSError as error:
+                reason = f"this folder cannot be searched: {error.strerror}"
+                yield Source(current, error=(VideoErrorCode.PERMISSION, reason))
+                continue
+            folders = []
+            for entry in entries:
+                if _is_dir(entry):
+                    folders.append(entry.path)
+                elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+                    yield Source(entry.path)
+                else:
+                    self.left_out += 1
+            if not entries and Path(current).suffix.lower() in VIDEO_SUFFIXES:
+                yield Source(current)  # an empty folder called clip.mp4: its row says what it is
+            pending.extend(reversed(folders))
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _read_stdin() -> Iterator[str]:
+    data = sys.stdin.buffer.read()
+    separator = b"\0" if b"\0" in data else b"\n"
+    for line in data.split(separator):
+        name = line if separator == b"\0" else line.rstrip(b"\r")
+        if name:
+            yield os.fsdecode(name)
+
+
+def _read_list(path: str) -> Iterator[str]:
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UsageError(f"this list cannot be read: {error.strerror}", where=path) from error
+    if path.lower().endswith(".csv"):
+        yield from _csv_paths(path, text)
+        return
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield line
+
+
+def _csv_paths(path: str, text: str) -> Iterator[str]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    names = {name.strip().lower(): name for name in reader.fieldnames or [] if name}
+    column = next((names[name] for name in _PATH_COLUMNS if name in names), None)
+    if column is None:
+        raise UsageError(
+            "this list has no column of paths",
+            where=path,
+            next_step=f"Its first line must name one of: {', '.join(_PATH_COLUMNS)}.",
+        )
+    try:
+        for row in reader:
+            if value := (row[column] or "").strip():
+                yield value
+    except csv.Error as error:
+        raise UsageError(f"line {reader.line_num}: {error}", where=path) from error

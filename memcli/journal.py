@@ -1,0 +1,231 @@
+"""The journal: every row as it is finished, so that nothing is lost and nothing scored twice.
+
+A table is written once, at the end; until then, and after a crash, its rows are in the journal
+beside it (`scores.csv.journal`), one JSON object a line. The first line says which model and
+settings the rows belong to. A line torn by a crash is dropped when the journal is opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from memcli.errors import OutputError, OutputMismatchError, UsageError
+from memcli.results import SCHEMA, Row
+
+_KIND = "memcli journal"
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file's content as far as its metadata tell: a changed file is scored again."""
+
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> FileIdentity | None:
+        """None where there is no file to look at."""
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
+        return cls(status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    offset: int
+    identity: FileIdentity | None
+    failed: bool
+
+
+class Journal:
+    """An open journal. One process at a time may hold it.
+
+    Only the position of each row is kept in memory, so that a million rows need little of it.
+    """
+
+    def __init__(self, descriptor: int, path: Path):
+        self._descriptor = descriptor
+        self._path = path
+        self._entries: dict[str, _Entry] = {}
+        self._end = 0
+
+    @classmethod
+    def open(cls, table: Path, settings: dict[str, Any], *, resume: bool) -> Journal:
+        """Open or begin the journal of `table` for rows made with `settings`.
+
+        Raises UsageError if another run holds it, or the folder cannot be written;
+        OutputMismatchError if it (or a table without a journal) belongs to something else.
+        """
+        path = journal_path(table)
+        if table.is_dir():
+            raise UsageError("this is a folder, not a table", where=str(table))
+        if resume and table.exists() and not path.exists():
+            raise OutputMismatchError(
+                "this file exists and no memcli journal is beside it",
+                where=str(table),
+                next_step="Choose another --output, or replace it with --no-resume.",
+            )
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"results cannot be written here: {error.strerror}",
+                where=str(path),
+                next_step="Choose another place with --output FILE.",
+            ) from error
+        journal = cls(descriptor, path)
+        try:
+            _lock(descriptor, table)
+            if not resume:
+                os.ftruncate(descriptor, 0)
+            journal._load({"kind": _KIND, "schema": SCHEMA, "settings": settings})
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _load(self, header: dict[str, Any]) -> None:
+        with self._path.open("rb") as stream:
+            first = stream.readline()
+            if first.endswith(b"\n"):
+                _check_header(first, header, self._path)
+                self._end = len(first)
+                for line in stream:
+                    if not line.endswith(b"\n"):  # torn by a crash: the next row takes its place
+                        break
+                    self._remember(line)
+                    self._end += len(line)
+            elif first and not _encode(header).startswith(first):
+                raise OutputMismatchError("not a memcli journal", where=str(self._path))
+        os.ftruncate(self._descriptor, self._end)
+        if self._end == 0:
+            self._append(header)
+
+    def _remember(self, line: bytes) -> None:
+        try:
+            value = json.loads(line)
+            identity = FileIdentity(*value["file"]) if value["file"] else None
+            row = Row(**value["row"])
+            self._entries[value["key"]] = _Entry(self._end, identity, row.status == "failed")
+        except (ValueError, KeyError, TypeError):
+            # A line that the disk damaged: its video is scored again, the others keep their rows.
+            return
+
+    def finished(self, key: str, *, retry_failed: bool) -> bool:
+        """Whether a row for this very file is here already."""
+        entry = self._entries.get(key)
+        if entry is None or (retry_failed and entry.failed):
+            return False
+        return entry.identity == FileIdentity.of(key)
+
+    def write(self, key: str, identity: FileIdentity | None, row: Row) -> None:
+        """Append a row; it survives whatever happens to the process afterwards.
+
+        Raises OutputError if the disk does not take it; the journal is then as it was before.
+        """
+        place = self._end
+        file = [identity.size, identity.mtime_ns] if identity else None
+        self._append({"key": key, "file": file, "row": row.to_dict(curve=True)})
+        self._entries[key] = _Entry(place, identity, row.status == "failed")
+
+    def _append(self, value: dict[str, Any]) -> None:
+        line = memoryview(_encode(value))
+        written = 0
+        try:
+            while written < len(line):
+                written += os.pwrite(self._descriptor, line[written:], self._end + written)
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._end)
+            raise OutputError(
+                f"results cannot be written: {error.strerror}",
+                where=str(self._path),
+                next_step="Make room and run the same command again: it goes on from here.",
+            ) from error
+        self._end += written
+
+    def rows(self) -> Iterator[Row]:
+        """The newest row of every file, sorted by path."""
+        with self._path.open("rb") as stream:
+            for key in sorted(self._entries, key=os.fsencode):
+                stream.seek(self._entries[key].offset)
+                yield Row(**json.loads(stream.readline())["row"])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def sync(self) -> None:
+        """Have the disk confirm what was written."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Give the journal back to other runs."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode("ascii") + b"\n"
+
+
+def journal_path(table: Path) -> Path:
+    """The journal beside a table."""
+    return table.with_name(f"{table.name}.journal")
+
+
+def _lock(descriptor: int, table: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            "another memcli run is writing this table",
+            where=str(table),
+            next_step="Wait for it, or choose another --output.",
+        ) from None
+
+
+def _check_header(line: bytes, expected: dict[str, Any], path: Path) -> None:
+    try:
+        found = json.loads(line)
+        same_kind = found["kind"] == _KIND
+        schema, settings = found["schema"], dict(found["settings"])
+    except (ValueError, KeyError, TypeError):
+        same_kind = False
+    if not same_kind:
+        raise OutputMismatchError("not a memcli journal", where=str(path))
+    if schema != expected["schema"]:
+        raise OutputMismatchError(
+            f"results of schema {schema}, this memcli writes schema {SCHEMA}",
+            where=str(path),
+            next_step="Choose another --output.",
+        )
+    wanted = expected["settings"]
+    names = sorted(settings.keys() | wanted.keys())
+    differing = [name for name in names if settings.get(name) != wanted.get(name)]
+    if differing:
+        was = ", ".join(f"{name} {settings.get(name)}" for name in differing)
+        now = ", ".join(f"{name} {wanted.get(name)}" for name in differing)
+        raise OutputMismatchError(
+            f"its results were made with {was}; this run has {now}",
+            where=str(path),
+            next_step="Choose another --output, use the same settings, or start anew with"
+            " --no-resume.",
+        )

@@ -17,12 +17,13 @@ from memcli.errors import UsageError, VideoErrorCode
 # A folder is searched for these names. Audio containers are among them: a clip that turns out to
 # have no picture deserves a row that says so rather than silence.
 VIDEO_SUFFIXES = frozenset(
-    (
-        ".3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .gifv .h264 .h265 .hevc .ivf .m1v .m2ts "
-        ".m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu "
-        ".ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .wtv .y4m "
-        ".aac .flac .m4a .mka .mp3 .oga .ogg .opus .wav .wma"
-    ).split()  # noqa: SIM905
+    f".{name}"
+    for names in (
+        "3g2 3gp amv asf avi divx dv f4v flv gif gifv h264 h265 hevc ivf m1v m2ts m2v m4v mj2",
+        "mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv mts mxf nut obu ogm ogv qt rm rmvb ts vob",
+        "webm wmv wtv y4m aac flac m4a mka mp3 oga ogg opus wav wma",
+    )
+    for name in names.split()
 )
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 _PATH_COLUMNS = ("path", "video", "filename", "file")

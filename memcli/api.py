@@ -1,0 +1,49 @@
+"""The Python API: `from memcli import score`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from memcli.inputs import collect
+
+if TYPE_CHECKING:
+    from memcli.results import Row
+
+
+def score(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    model: str | None = None,
+    report: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Iterator[Row]:
+    """Score videos: one row each, in the order in which they are finished.
+
+    `paths` are files, folders (searched recursively), globs or lists, as for `memcli score`;
+    `model` is the name of a model or the folder of a bundle (default: the offline default, which
+    is fetched once). `settings` are the fields of `memcli.scoring.ScoreSettings`, e.g.
+    `frames=16, curve=True, device="cpu", precision="fp32"`. `report` is told in words what happens
+    before the first row. Nothing is written but the cache.
+
+    A video that cannot be scored yields a row with `status == "failed"` and the reason; errors that
+    concern all of them (UsageError, ModelError, EngineError, DeviceError) are raised, all of them
+    subclasses of MemcliError.
+    """
+    from memcli.models import DEFAULT_MODEL
+    from memcli.scoring import ScoreSettings
+    from memcli.store import open_scorer
+
+    listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    sources = collect(listed)
+    wanted = ScoreSettings(model=model or DEFAULT_MODEL, **settings)
+    with open_scorer(wanted, report or _silent) as scorer:
+        with closing(scorer.score(sources.items)) as rows:
+            for _, _, row in rows:
+                yield row
+
+
+def _silent(_: str) -> None:
+    pass

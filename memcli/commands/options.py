@@ -1,0 +1,71 @@
+"""Options that several commands share, defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from memcli.engines.base import ENGINES
+from memcli.models import DEFAULT_MODEL
+from memcli.spec import PRECISIONS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _as_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if ctx.obj is not None:
+        ctx.obj.as_json = value
+    return value
+
+
+def json_option(help_text: str) -> Callable[[F], F]:
+    """`--json`; errors of the command are then JSON too."""
+    return click.option(
+        "--json", "as_json", is_flag=True, callback=_as_json, is_eager=True, help=help_text
+    )
+
+
+def engine_options(function: F) -> F:
+    """`--model --engine --device --precision --threads --offline`."""
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                default=DEFAULT_MODEL,
+                show_default=True,
+                metavar="NAME|BUNDLE",
+                help="A model of `memcli models`, or the folder of a bundle.",
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", *ENGINES]),
+                default="auto",
+                show_default=True,
+                help="Runtime; auto takes the fastest that passed verification.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                metavar="auto|cpu|cuda[:N]",
+                help="Where the engine runs.",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["auto", *PRECISIONS]),
+                default="auto",
+                show_default=True,
+                help="Arithmetic; auto takes the fastest verified precision installed.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                help="Threads of a CPU engine.  [default: all cores]",
+            ),
+            click.option("--offline", is_flag=True, help="Never use the network."),
+        ]
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,141 @@
+"""`memcli score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from memcli.commands.options import engine_options, json_option
+from memcli.errors import UsageError
+from memcli.spec import SAMPLINGS, Sampling
+
+DEFAULT_OUTPUT = "scores.csv"
+
+
+@click.command(name="score")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@engine_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Table to write: .csv, .jsonl or .parquet.  [default: {DEFAULT_OUTPUT}, and a table on"
+    " the terminal]",
+)
+@click.option(
+    "--frames", type=click.IntRange(min=1), help="Frames per video.  [default: the model's own]"
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(SAMPLINGS),
+    default="exact",
+    show_default=True,
+    help="exact: the frame shown at the middle of each equal part of the video; keyframe: the"
+    " nearest key frame to it, much faster on long files.",
+)
+@click.option("--curve", is_flag=True, help="Also write the score of every sampled frame.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Videos per engine call.  [default: chosen]"
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]")
+@click.option(
+    "--file-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up a file after this long.  [default: 300]",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Go on from the table and journal of an earlier run, or replace them.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try files again that failed in an earlier run.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="fail: stop at the first video that cannot be scored.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Score part I of N, for several machines; the default table is then named by the shard.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, table or summary; errors only.")
+@json_option("Progress and summary as JSON lines on standard error.")
+def command(
+    paths: tuple[str, ...],
+    output: Path | None,
+    frames: int | None,
+    sampling: Sampling,
+    curve: bool,
+    batch_size: int | None,
+    workers: int | None,
+    file_timeout: float | None,
+    resume: bool,
+    retry_failed: bool,
+    on_error: Literal["skip", "fail"],
+    shard: str | None,
+    quiet: bool,
+    as_json: bool,
+    **engine: Any,
+) -> int:
+    """Score the memorability of videos.
+
+    PATH is a video, a folder (searched recursively), a quoted glob, a list of paths (.txt with one
+    a line, .csv with a column `path`), or - for paths on standard input.
+
+    One row per video: a score in [0, 1], or the reason why there is none. Rows are kept as they are
+    finished; after an interruption the same command goes on where it stopped.
+
+    \b
+    Examples:
+      memcli score ./videos
+      memcli score ./videos --output scores.parquet --retry-failed
+      memcli score clip.mp4 --curve --frames 32 --output clip.jsonl
+      find /archive -name '*.mov' -print0 | memcli score - --sampling keyframe --shard 1/4
+    """
+    from memcli.inputs import parse_shard
+    from memcli.progress import closing_lines, json_event, make_progress, say
+    from memcli.scoring import DEFAULT_FILE_TIMEOUT_S, ScoreSettings
+    from memcli.table import TableOptions, score_to_table
+    from memcli.terminal import show_table
+
+    part = parse_shard(shard) if shard else None
+    if not resume and retry_failed:
+        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    settings = ScoreSettings(
+        frames=frames,
+        sampling=sampling,
+        curve=curve,
+        batch_size=batch_size,
+        workers=workers,
+        file_timeout_s=file_timeout or DEFAULT_FILE_TIMEOUT_S,
+        **engine,
+    )
+    options = TableOptions(
+        output=output or _default_output(part),
+        resume=resume,
+        retry_failed=retry_failed,
+        on_error=on_error,
+        shard=part,
+    )
+    summary = score_to_table(paths, settings, options, make_progress(quiet=quiet, as_json=as_json))
+    if as_json:
+        json_event("summary", **summary.to_dict())
+    elif not quiet:
+        if output is None:
+            show_table(options.output)
+        for line in closing_lines(summary):
+            say(line)
+    return int(summary.exit_code)
+
+
+def _default_output(shard: tuple[int, int] | None) -> Path:
+    if shard is None:
+        return Path(DEFAULT_OUTPUT)
+    return Path(DEFAULT_OUTPUT).with_suffix(f".{shard[0]}-of-{shard[1]}.csv")

@@ -1,0 +1,286 @@
+"""Decode workers -> bounded queue -> batches -> engine, all overlapped.
+
+Generic over what a worker reads and an engine scores, so that it can be tested with neither. Every
+source yields exactly one outcome, whatever happens to it; outcomes come in order of completion.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from memcli.errors import VideoError, VideoErrorCode
+
+S = TypeVar("S")  # a source: what names a video
+C = TypeVar("C")  # a clip: what a worker makes of it
+R = TypeVar("R")  # a result: what the engine says of a clip
+
+_TICK_S = 0.1
+_WATCHDOG_GRACE_S = 2.0
+_LINGER_S = 0.25
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[S, R]):
+    """What became of one source: a result, or an error. Holds no clip: outcomes may pile up."""
+
+    source: S
+    result: R | None = None
+    error: VideoError | None = None
+    decode_s: float = 0.0
+    infer_s: float = 0.0
+    """This clip's share of its batch's time in the engine."""
+
+
+@dataclass
+class Stats:
+    """Where the time went."""
+
+    started: float = field(default_factory=time.monotonic)
+    decode_busy_s: float = 0.0
+    """Summed over workers."""
+    engine_busy_s: float = 0.0
+    engine_idle_s: float = 0.0
+    """The engine waited for clips."""
+    workers: int = 0
+    batches: int = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def bottleneck(self) -> str | None:
+        """`engine` or `decode`: the stage that needs more time. None before any batch."""
+        if not self.batches:
+            return None
+        return "decode" if self.decode_busy_s / self.workers > self.engine_busy_s else "engine"
+
+
+@dataclass
+class _Task(Generic[S]):
+    source: S
+    started: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    settled: bool = False
+    """Set once, by the worker that finished it or by the watchdog that gave it up."""
+
+    def settle(self) -> bool:
+        """True for the first caller only."""
+        with self.lock:
+            first, self.settled = not self.settled, True
+            return first
+
+
+@dataclass(frozen=True)
+class _Decoded(Generic[S, C]):
+    source: S
+    clip: C
+    decode_s: float
+
+
+class Pipeline(Generic[S, C, R]):
+    """Runs `read` in worker threads and `infer` in a thread of its own.
+
+    `read(source, deadline, cancelled)` makes a clip or raises VideoError; `deadline` is a
+    `time.monotonic` value or None, `cancelled()` turns true when the run ends early. `infer(clips)`
+    gives one result per clip. At most `queue_size` clips exist between the two, those in work
+    included, which bounds memory. A worker stuck past its deadline is given up and replaced.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[S, float | None, Callable[[], bool]], C],
+        infer: Callable[[Sequence[C]], Sequence[R]],
+        *,
+        workers: int,
+        queue_size: int,
+        batch_size: int = 1,
+        file_timeout_s: float | None = None,
+        grace_s: float = _WATCHDOG_GRACE_S,
+    ):
+        self._read = read
+        self._infer = infer
+        self._workers = max(1, workers)
+        self._batch_size = max(1, batch_size)
+        self._timeout_s = file_timeout_s
+        self._grace_s = grace_s
+        self._next_watch = 0.0
+        # A batch must be able to fill while the workers prepare the next.
+        self._slots = threading.Semaphore(max(queue_size, self._batch_size + self._workers))
+        self._decoded: queue.SimpleQueue[_Decoded[S, C]] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome[S, R] | BaseException] = queue.SimpleQueue()
+        self._tasks: dict[int, _Task[S]] = {}
+        self._source_lock = threading.Lock()
+        self._stats_lock = threading.Lock()
+        self._cancel = threading.Event()
+        self.stats = Stats(workers=self._workers)
+
+    def run(self, sources: Iterable[S]) -> Iterator[Outcome[S, R]]:
+        """One outcome per source. Closing the iterator ends the run; an exception of `infer`
+        ends it too and is raised here."""
+        self._sources = iter(sources)
+        self._exhausted = False
+        self._taken = given = 0
+        self.stats.started = time.monotonic()
+        engine = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        engine.start()
+        for _ in range(self._workers):
+            self._start_worker()
+        try:
+            while not (self._exhausted and given == self._taken):
+                self._give_up_stuck()
+                outcome = _get(self._outcomes, _TICK_S)
+                if outcome is None:
+                    continue
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                given += 1
+                yield outcome
+        finally:
+            self._cancel.set()
+            engine.join()
+
+    def cancel(self) -> None:
+        """End the run soon; `run` must still be drained or closed."""
+        self._cancel.set()
+
+    def _start_worker(self) -> None:
+        threading.Thread(target=self._run_worker, name="decode", daemon=True).start()
+
+    def _next_source(self) -> _Task[S] | None:
+        with self._source_lock:
+            if self._exhausted:
+                return None
+            try:
+                source = next(self._sources)
+            except StopIteration:
+                self._exhausted = True
+                return None
+            except BaseException as error:
+                self._exhausted = True
+                self._outcomes.put(error)
+                return None
+            self._taken += 1
+            task = self._tasks[threading.get_ident()] = _Task(source)
+            return task
+
+    def _acquire_slot(self) -> bool:
+        while not self._cancel.is_set():
+            if self._slots.acquire(timeout=_TICK_S):
+                return True
+        return False
+
+    def _run_worker(self) -> None:
+        while self._acquire_slot():
+            task = self._next_source()
+            if task is None:
+                self._slots.release()
+                return
+            outcome = self._decode(task)
+            if not task.settle():
+                return  # given up meanwhile: a new worker has this one's place
+            if isinstance(outcome, Outcome):
+                self._slots.release()
+                self._outcomes.put(outcome)
+            else:
+                self._decoded.put(outcome)
+            with self._source_lock:
+                self._tasks.pop(threading.get_ident(), None)
+
+    def _decode(self, task: _Task[S]) -> _Decoded[S, C] | Outcome[S, R]:
+        deadline = task.started + self._timeout_s if self._timeout_s is not None else None
+        error: VideoError
+        try:
+            clip = self._read(task.source, deadline, self._cancel.is_set)
+            return _Decoded(task.source, clip, self._spent(task))
+        except VideoError as known:
+            error = known
+        except MemoryError:
+            error = VideoError(VideoErrorCode.TOO_LARGE, "not enough memory to decode it")
+        except Exception as unknown:  # one bad file never stops a folder
+            error = VideoError(
+                VideoErrorCode.INTERNAL, f"unexpected {type(unknown).__name__}: {unknown}"
+            )
+            error.__cause__ = unknown
+        return Outcome(task.source, error=error, decode_s=self._spent(task))
+
+    def _spent(self, task: _Task[S]) -> float:
+        seconds = time.monotonic() - task.started
+        with self._stats_lock:
+            self.stats.decode_busy_s += seconds
+        return seconds
+
+    def _give_up_stuck(self) -> None:
+        """A worker that not even its deadline stops is inside a call that cannot be interrupted:
+        its file fails, and a new worker takes over."""
+        now = time.monotonic()
+        if self._timeout_s is None or now < self._next_watch:
+            return
+        self._next_watch = now + _TICK_S
+        latest = now - self._timeout_s - self._grace_s
+        with self._source_lock:
+            stuck = {thread: task for thread, task in self._tasks.items() if task.started < latest}
+            for thread in stuck:
+                del self._tasks[thread]
+        for task in stuck.values():
+            if task.settle():
+                error = timeout_error(self._timeout_s)
+                self._outcomes.put(Outcome(task.source, error=error, decode_s=self._spent(task)))
+                self._slots.release()
+                self._start_worker()
+
+    def _run_engine(self) -> None:
+        try:
+            while batch := self._next_batch():
+                started = time.monotonic()
+                results = self._infer([item.clip for item in batch])
+                seconds = time.monotonic() - started
+                self.stats.engine_busy_s += seconds
+                self.stats.batches += 1
+                for item, result in zip(batch, results, strict=True):
+                    self._slots.release()
+                    self._outcomes.put(
+                        Outcome(
+                            item.source,
+                            result=result,
+                            decode_s=item.decode_s,
+                            infer_s=seconds / len(batch),
+                        )
+                    )
+                del batch, results
+        except BaseException as error:
+            self._outcomes.put(error)
+
+    def _next_batch(self) -> list[_Decoded[S, C]]:
+        """Up to a batch of clips; fewer when none has come for a while, so that one slow file
+        does not hold back the finished ones. Empty when the run is cancelled."""
+        batch: list[_Decoded[S, C]] = []
+        waited_from = time.monotonic()
+        while len(batch) < self._batch_size and not self._cancel.is_set():
+            item = _get(self._decoded, _LINGER_S if batch else _TICK_S)
+            if item is not None:
+                batch.append(item)
+            elif batch:
+                break
+        self.stats.engine_idle_s += time.monotonic() - waited_from
+        return [] if self._cancel.is_set() else batch
+
+
+T = TypeVar("T")
+
+
+def _get(items: queue.SimpleQueue[T], timeout_s: float) -> T | None:
+    try:
+        return items.get(timeout=timeout_s)
+    except queue.Empty:
+        return None
+
+
+def timeout_error(seconds: float) -> VideoError:
+    """The error of a file that took longer than `--file-timeout`."""
+    return VideoError(VideoErrorCode.TIMEOUT, f"not decoded within {seconds:g} s")

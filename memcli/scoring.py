@@ -1,0 +1,230 @@
+"""Scores videos with an opened model: the road from sources to rows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from memcli.errors import UsageError, VideoError, VideoErrorCode
+from memcli.inputs import Source
+from memcli.journal import FileIdentity
+from memcli.pipeline import Outcome, Pipeline, Stats
+from memcli.results import Row, Status
+from memcli.spec import FramePrep, Precision, Sampling
+from memcli.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from memcli.engines.base import EngineDescription, EngineName
+    from memcli.engines.bundle import Bundle
+    from memcli.engines.select import Selection
+    from memcli.video import Clip
+
+MAX_FRAMES = 512
+DEFAULT_FILE_TIMEOUT_S = 300.0
+_QUEUE_BYTES = 256 << 20
+_SCORE_DIGITS = 6
+_SECONDS_DIGITS = 3
+_MILLISECONDS_DIGITS = 1
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How to score. `auto` and None mean: choose well, and say what was chosen."""
+
+    model: str
+    frames: int | None = None
+    """Frames per video; None: the model's own number."""
+    sampling: Sampling = "exact"
+    curve: bool = False
+    engine: EngineName | Literal["auto"] = "auto"
+    device: str = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    threads: int | None = None
+    """Threads of a CPU engine; None: all cores."""
+    batch_size: int | None = None
+    """Videos per engine call."""
+    workers: int | None = None
+    """Decode workers."""
+    file_timeout_s: float | None = DEFAULT_FILE_TIMEOUT_S
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """What is kept of a clip once the engine has seen it."""
+
+    score: float
+    frame_scores: list[float]
+    frame_times_s: list[float]
+    duration_s: float | None
+    width: int
+    height: int
+    frames_used: int
+    damage: str | None
+
+
+class Scorer:
+    """An opened model. Use as a context manager, or call `close`."""
+
+    def __init__(self, settings: ScoreSettings, bundle: Bundle, selection: Selection):
+        self.settings = settings
+        self.bundle = bundle
+        self.selection = selection
+        self.frames = _frame_count(settings, bundle.prep)
+        self.description: EngineDescription = selection.engine.describe()
+        on_cpu = self.description.device == "cpu"
+        # A CPU engine is busy for seconds with one clip: larger batches only cost memory there.
+        self.batch_size = settings.batch_size or (1 if on_cpu else 16)
+        cores = len(os.sched_getaffinity(0))
+        self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
+        self.stats = Stats(workers=self.workers)
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.selection.engine.close()
+
+    def identity(self) -> dict[str, Any]:
+        """What all rows of one table must have in common."""
+        return {
+            "model": self.bundle.model,
+            "bundle": self.bundle.label(self.selection.variant),
+            "precision": self.description.precision,
+            "sampling": self.settings.sampling,
+            "frames": self.frames,
+            "curve": self.settings.curve,
+        }
+
+    def score(self, sources: Iterable[Source]) -> Iterator[tuple[Source, FileIdentity | None, Row]]:
+        """One row per source, as they are finished. Closing the iterator ends the run.
+
+        Raises EngineError if the engine fails; rows given until then are valid.
+        """
+        clip_bytes = self.bundle.prep.clip_bytes(self.frames)
+        pipeline = Pipeline(
+            self._read,
+            self._infer,
+            workers=self.workers,
+            queue_size=max(1, _QUEUE_BYTES // clip_bytes),
+            batch_size=self.batch_size,
+            file_timeout_s=self.settings.file_timeout_s,
+        )
+        self.stats = pipeline.stats
+        for outcome in pipeline.run((source, FileIdentity.of(source.path)) for source in sources):
+            source, identity = outcome.source
+            yield source, identity, self._row(source, outcome)
+
+    def _read(
+        self,
+        item: tuple[Source, FileIdentity | None],
+        deadline: float | None,
+        cancelled: Callable[[], bool],
+    ) -> Clip:
+        from memcli.video import read_clip
+
+        source, _ = item
+        if source.error is not None:
+            raise VideoError(*source.error)
+        return read_clip(
+            source.path,
+            self.bundle.prep,
+            frames=self.frames,
+            sampling=self.settings.sampling,
+            deadline=deadline,
+            cancelled=cancelled,
+        )
+
+    def _infer(self, clips: Sequence[Clip]) -> list[ScoredClip]:
+        import numpy as np
+
+        if len(clips) == 1:
+            frames = clips[0].frames[None]
+        else:
+            frames = np.stack([clip.frames for clip in clips])
+        outputs = self.selection.engine.run({"frames": frames})
+        return [
+            _scored(clip, float(score), frame_scores)
+            for clip, score, frame_scores in zip(
+                clips, outputs["score"], outputs["frame_scores"], strict=True
+            )
+        ]
+
+    def _row(
+        self, source: Source, outcome: Outcome[tuple[Source, FileIdentity | None], ScoredClip]
+    ) -> Row:
+        row = Row(
+            path=source.path,
+            status="failed",
+            score=None,
+            engine=f"{self.description.engine} {self.description.version}",
+            device=self.description.device,
+            precision=self.description.precision,
+            model=self.bundle.model,
+            bundle=self.bundle.label(self.selection.variant),
+            sampling=self.settings.sampling,
+            weights_license=self.bundle.license,
+            decode_ms=round(outcome.decode_s * 1000, _MILLISECONDS_DIGITS),
+        )
+        if outcome.error is not None:
+            error = outcome.error
+            return replace(row, error_code=error.code.value, error=printable(error.what))
+        result = outcome.result
+        if result is None:
+            raise AssertionError("an outcome has a result or an error")
+        if not math.isfinite(result.score):
+            return replace(
+                row,
+                error_code=VideoErrorCode.INTERNAL.value,
+                error=f"{self.description} gave no finite score; try --engine onnxruntime",
+            )
+        status: Status = "partial" if result.damage else "ok"
+        row = replace(
+            row,
+            status=status,
+            score=round(result.score, _SCORE_DIGITS),
+            duration_s=_rounded(result.duration_s),
+            width=result.width,
+            height=result.height,
+            frames_used=result.frames_used,
+            error_code="damaged" if result.damage else None,
+            error=printable(result.damage) if result.damage else None,
+            infer_ms=round(outcome.infer_s * 1000, _MILLISECONDS_DIGITS),
+        )
+        if not self.settings.curve:
+            return row
+        return replace(row, frame_times_s=result.frame_times_s, frame_scores=result.frame_scores)
+
+
+def _frame_count(settings: ScoreSettings, prep: FramePrep) -> int:
+    frames = settings.frames or prep.frames
+    if not 1 <= frames <= MAX_FRAMES:
+        raise UsageError(f"{frames} frames per video; from 1 to {MAX_FRAMES} are possible")
+    return frames
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, _SECONDS_DIGITS)
+
+
+def _scored(clip: Clip, score: float, frame_scores: npt.NDArray[np.generic]) -> ScoredClip:
+    return ScoredClip(
+        score=score,
+        frame_scores=[round(float(value), _SCORE_DIGITS) for value in frame_scores],
+        frame_times_s=[round(float(value), _SECONDS_DIGITS) for value in clip.times_s],
+        duration_s=clip.info.duration_s,
+        width=clip.info.width,
+        height=clip.info.height,
+        frames_used=clip.frames_used,
+        damage=clip.damage,
+    )

@@ -1,0 +1,203 @@
+"""A run of `memcli score`: from paths to a finished table, through the journal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from memcli.errors import ExitCode, MemcliError, OutputError
+from memcli.inputs import Source, Sources, collect
+from memcli.journal import Journal
+from memcli.results import Row, output_format, write_table
+from memcli.store import open_scorer
+
+if TYPE_CHECKING:
+    from memcli.scoring import Scorer, ScoreSettings
+
+LISTED_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Where rows go and which videos are taken."""
+
+    output: Path
+    resume: bool = True
+    retry_failed: bool = False
+    on_error: Literal["skip", "fail"] = "skip"
+    shard: tuple[int, int] | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did; all figures are of this run, not of earlier ones it resumed."""
+
+    output: str
+    model: str
+    bundle: str
+    engine: str
+    reason: str
+    """Why this engine."""
+    weights_license: str
+    license_note: str
+    total: int
+    """Videos asked for."""
+    resumed: int
+    """Of these, already in the table."""
+    left_out: int
+    ok: int = 0
+    partial: int = 0
+    failed: int = 0
+    elapsed_s: float = 0.0
+    videos_per_s: float = 0.0
+    frames_per_s: float = 0.0
+    decode_busy_s: float = 0.0
+    workers: int = 0
+    engine_busy_s: float = 0.0
+    bottleneck: str | None = None
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of the first failures."""
+    interrupted: bool = False
+
+    @property
+    def done(self) -> int:
+        return self.ok + self.partial + self.failed
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        return ExitCode.SOME_INPUTS_FAILED if self.failed else ExitCode.OK
+
+    def count(self, row: Row) -> None:
+        """Take one row into the figures."""
+        if row.status == "ok":
+            self.ok += 1
+        elif row.status == "partial":
+            self.partial += 1
+        else:
+            self.failed += 1
+        if row.status == "failed" and len(self.failures) < LISTED_FAILURES:
+            self.failures.append((row.path, row.error or ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "done": self.done, "exit_code": int(self.exit_code)}
+
+
+class Progress(Protocol):
+    """Who watches a run."""
+
+    def message(self, text: str) -> None:
+        """Something worth saying, e.g. that a model is being fetched."""
+        ...
+
+    def begin(self, summary: Summary) -> None: ...
+
+    def advance(self, row: Row, summary: Summary) -> None: ...
+
+    def end(self) -> None:
+        """The run is over, however it ended; called once."""
+        ...
+
+
+def score_to_table(
+    paths: Sequence[str | os.PathLike[str]],
+    settings: ScoreSettings,
+    options: TableOptions,
+    progress: Progress,
+) -> Summary:
+    """Score `paths` into a table and say what was done.
+
+    Rows are in the journal as soon as they are finished. The table is written at the end of the
+    run, also when it is interrupted or stopped by `on_error`. Raises UsageError, ModelError,
+    EngineError, DeviceError; OutputError when the disk is full, the journal being whole.
+    """
+    output_format(options.output)
+    sources = collect(paths, options.shard)
+    with (
+        open_scorer(settings, progress.message) as scorer,
+        Journal.open(options.output, scorer.identity(), resume=options.resume) as journal,
+    ):
+        pending = [
+            source
+            for source in sources.items
+            if not journal.finished(source.key, retry_failed=options.retry_failed)
+        ]
+        summary = _new_summary(scorer, options, sources, len(sources.items) - len(pending))
+        progress.begin(summary)
+        try:
+            _run(scorer, pending, journal, options, summary, progress)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+        except OutputError:
+            raise
+        except MemcliError:
+            _finish(journal, options, settings)
+            raise
+        finally:
+            progress.end()
+        _finish(journal, options, settings)
+    return summary
+
+
+def _run(
+    scorer: Scorer,
+    pending: list[Source],
+    journal: Journal,
+    options: TableOptions,
+    summary: Summary,
+    progress: Progress,
+) -> None:
+    started = time.monotonic()
+    with closing(_rows(scorer, pending, journal)) as rows:
+        for row in rows:
+            summary.count(row)
+            _measure(summary, scorer, time.monotonic() - started)
+            progress.advance(row, summary)
+            if row.status == "failed" and options.on_error == "fail":
+                return
+
+
+def _rows(scorer: Scorer, pending: list[Source], journal: Journal) -> Iterator[Row]:
+    with closing(scorer.score(pending)) as outcomes:
+        for source, identity, row in outcomes:
+            journal.write(source.key, identity, row)
+            yield row
+
+
+def _finish(journal: Journal, options: TableOptions, settings: ScoreSettings) -> None:
+    journal.sync()
+    write_table(options.output, journal.rows(), curve=settings.curve)
+
+
+def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:
+    stats = scorer.stats
+    scored = summary.ok + summary.partial
+    summary.elapsed_s = elapsed_s
+    summary.videos_per_s = summary.done / elapsed_s if elapsed_s else 0.0
+    summary.frames_per_s = scored * scorer.frames / elapsed_s if elapsed_s else 0.0
+    summary.decode_busy_s = stats.decode_busy_s
+    summary.engine_busy_s = stats.engine_busy_s
+    summary.bottleneck = stats.bottleneck
+
+
+def _new_summary(scorer: Scorer, options: TableOptions, sources: Sources, resumed: int) -> Summary:
+    return Summary(
+        output=str(options.output),
+        model=scorer.bundle.model,
+        bundle=scorer.bundle.label(scorer.selection.variant),
+        engine=str(scorer.description),
+        reason=scorer.selection.reason,
+        weights_license=scorer.bundle.license,
+        license_note=str(scorer.bundle.weights.get("license_note", "")),
+        total=len(sources.items),
+        resumed=resumed,
+        left_out=sources.left_out,
+        workers=scorer.workers,
+    )

@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def digest(self) -> str:
-        """Names the content: changes with any file, precision or reference."""
+        """Names the content: changes with any file and with the precision."""
         content = json.dumps([self.precision, self.graph, sorted(self.files.items())])
         return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
 
@@ -149,7 +149,9 @@ def _variant(name: str, entry: dict[str, Any]) -> Variant:
 
 def frame_prep(entry: dict[str, Any]) -> FramePrep:
     """A FramePrep from JSON, where tuples are lists."""
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
+    }
     return FramePrep(**values)
 
 

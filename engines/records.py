@@ -1,0 +1,129 @@
+"""`$MEMCLI_HOME/verified.json`: which engines passed verification on this machine, and their speed.
+
+Losing it costs a few seconds at the next start. It is therefore never an error: a damaged or
+unwritable file counts as empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from memcli.engines.base import EngineName
+from memcli.engines.bundle import Variant
+from memcli.engines.loading import cpu_features, cpu_name
+from memcli.engines.verify import ParityReport
+from memcli.home import home
+
+SCHEMA = 1
+FILE = "verified.json"
+
+
+@dataclass(frozen=True)
+class RecordKey:
+    """Everything that a verification depends on."""
+
+    variant: Variant
+    engine: EngineName
+    engine_version: str
+    device: str
+    threads: int | None
+
+    def text(self) -> str:
+        """The key in the file; readable, because people look at it."""
+        reference = json.dumps(self.variant.reference, sort_keys=True).encode()
+        parts = (
+            f"{self.variant.precision}@{self.variant.digest}",
+            f"reference {hashlib.sha256(reference).hexdigest()[:12]}",
+            f"{self.engine} {self.engine_version}",
+            self.device,
+            f"{cpu_name()} ({' '.join(cpu_features())})",
+            f"{self.threads or usable_cpus()} threads{'' if self.threads else ' (default)'}",
+        )
+        return " | ".join(parts)
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load(key: RecordKey) -> ParityReport | None:
+    """The record of an earlier verification, or None."""
+    entry = _read(_path()).get(key.text())
+    names = {field.name for field in fields(ParityReport)}
+    if not isinstance(entry, dict) or set(entry) != names:
+        return None
+    numbers = ("max_abs", "mean_abs", "frame_max_abs", "frame_mean_abs", "frames_per_s")
+    if not all(isinstance(entry[name], (int, float)) for name in numbers):
+        return None
+    return ParityReport(**entry) if isinstance(entry["passed"], bool) else None
+
+
+def store(key: RecordKey, report: ParityReport) -> bool:
+    """Add a record. False if the file cannot be written; the next start verifies again."""
+    path = _path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.with_suffix(".lock")):
+            records = _read(path)
+            records[key.text()] = report.to_dict()
+            _write(path, {"schema": SCHEMA, "records": records})
+    except OSError:
+        return False
+    return True
+
+
+def clear() -> None:
+    """Forget all records, so that every engine is verified and measured again."""
+    _path().unlink(missing_ok=True)
+
+
+def _path() -> Path:
+    return home() / FILE
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return {}
+    records = content.get("records")
+    return records if isinstance(records, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Atomically: readers see the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=1, sort_keys=True)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold off other processes that add records; no lock where the system has none.
+
+    Without it two writers could each drop the other's record, which costs one verification.
+    """
+    with path.open("a") as stream:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,277 @@
+"""Which runtime, device and precision: as asked, or the fastest that passed verification here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memcli.engines import records
+from memcli.engines.base import ENGINES, Engine, EngineName
+from memcli.engines.bundle import Bundle, Variant, verify_files
+from memcli.engines.loading import (
+    import_runtime,
+    installed_runtimes,
+    no_runtime_error,
+)
+from memcli.engines.verify import ParityReport, verify
+from memcli.errors import EngineError, MemcliError, ModelError, ParityError, UsageError
+from memcli.spec import PRECISIONS, Precision
+
+EngineChoice = Literal["auto"] | EngineName
+PrecisionChoice = Literal["auto"] | Precision
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An open engine and why it is this one. The caller closes the engine."""
+
+    engine: Engine
+    variant: Variant
+    reason: str
+    """One line for people."""
+    parity: ParityReport
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to execute a bundle."""
+
+    variant: Variant
+    engine: EngineName
+    device: str
+
+    def __str__(self) -> str:
+        device = "" if self.device == "cpu" else f" on {self.device}"
+        return f"{self.engine}{device} at {self.variant.precision}"
+
+
+@dataclass
+class _Trial:
+    """What is known so far about the candidates of one request."""
+
+    bundle: Bundle
+    threads: int | None
+    report: Callable[[str], None]
+    passed: dict[Candidate, ParityReport] = field(default_factory=dict)
+    rejected: dict[Candidate, MemcliError] = field(default_factory=dict)
+    open: dict[Candidate, Engine] = field(default_factory=dict)
+    checked: set[Precision] = field(default_factory=set)
+
+    def fastest(self) -> Candidate:
+        return max(self.passed, key=lambda candidate: self.passed[candidate].frames_per_s)
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    engine: EngineChoice = "auto",
+    device: str = "auto",
+    precision: PrecisionChoice = "auto",
+    threads: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Selection:
+    """Open the engine that was asked for; `auto` is the fastest that passed verification.
+
+    `device` is `auto`, `cpu` or `cuda[:N]`. The first use of a variant on a machine verifies it
+    and measures its speed, which takes seconds and is announced through `report`; the result is
+    kept in `verified.json`. The hashes of the variant's files are checked every time.
+
+    Raises UsageError for a request that makes no sense, ModelError if the bundle is damaged or
+    lacks the precision, MissingDependencyError, EngineError or DeviceError if what was asked for
+    is not here, ParityError if no candidate reproduces the reference. Never opens anything else
+    than what was asked for.
+    """
+    candidates = list_candidates(bundle, engine=engine, device=device, precision=precision)
+    trial = _Trial(bundle, threads, report)
+    try:
+        for candidate in candidates:
+            _try(trial, candidate)
+        while trial.passed:
+            winner = trial.fastest()
+            if winner in trial.open or _open(trial, winner):
+                reason = _reason(trial, winner, asked=len(candidates) == 1)
+                chosen = trial.open.pop(winner)
+                return Selection(chosen, winner.variant, reason, trial.passed[winner])
+            del trial.passed[winner]
+    finally:
+        for opened in trial.open.values():
+            opened.close()
+    raise _none_passed(trial)
+
+
+def list_candidates(
+    bundle: Bundle, *, engine: EngineChoice, device: str, precision: PrecisionChoice
+) -> list[Candidate]:
+    """What a request allows, given the bundle and the installed runtimes; at least one.
+
+    Raises as `open_engine` does.
+    """
+    _check_request(engine, device, precision)
+    variants = _variants(bundle, precision)
+    engines = (engine,) if engine != "auto" else _installed(device)
+    candidates = [
+        Candidate(variant, name, place)
+        for variant in variants
+        for name in engines
+        if name in variant.engines
+        for place in _devices(name, device)
+    ]
+    if not candidates:
+        wanted = f"{engine if engine != 'auto' else ' or '.join(engines)} on {device}"
+        fit = "; ".join(f"{v.precision}: {', '.join(v.engines)}" for v in variants)
+        raise EngineError(
+            f"{bundle.model} cannot run with {wanted} at precision {precision}",
+            next_step=f"It was made for {fit}.",
+        )
+    return candidates
+
+
+def _check_request(engine: str, device: str, precision: str) -> None:
+    if engine not in ("auto", *ENGINES):
+        raise UsageError(f"no engine {engine!r}: choose auto, {', '.join(ENGINES)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise UsageError(f"no precision {precision!r}: choose auto, {', '.join(PRECISIONS)}")
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (":" in device and not index.isdigit()):
+        raise UsageError(f"no device {device!r}: choose auto, cpu, cuda or cuda:N")
+    if index and kind != "cuda":
+        raise UsageError(f"no device {device!r}: only cuda takes a number")
+    if engine == "tensorrt":
+        raise EngineError(
+            "TensorRT engines are not available in this version",
+            next_step="Use --engine openvino or --engine onnxruntime",
+        )
+
+
+def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:
+    if precision == "auto":
+        if not bundle.variants:
+            raise ModelError("the bundle holds no graph", where=str(bundle.root))
+        return list(bundle.variants.values())
+    if precision not in bundle.variants:
+        raise ModelError(
+            f"{bundle.model} is installed at {', '.join(bundle.variants)}, not at {precision}",
+            next_step=f"Make it: memcli export {bundle.model} --{precision}",
+        )
+    return [bundle.variants[precision]]
+
+
+def _installed(device: str) -> tuple[EngineName, ...]:
+    names = installed_runtimes()
+    if not names:
+        raise no_runtime_error()
+    # Only ONNX Runtime reaches CUDA; asking OpenVINO would hide what is missing behind its error.
+    return ("onnxruntime",) if device.startswith("cuda") else names
+
+
+def _devices(name: EngineName, device: str) -> tuple[str, ...]:
+    """Places to try one runtime in. `auto` is the CPU, and CUDA where the runtime has it."""
+    if device != "auto":
+        return (device,)
+    if name == "onnxruntime" and _has_cuda():
+        return ("cuda", "cpu")
+    return ("cpu",)
+
+
+def _has_cuda() -> bool:
+    try:
+        return "CUDAExecutionProvider" in import_runtime("onnxruntime").get_available_providers()
+    except MemcliError:
+        return False
+
+
+def _try(trial: _Trial, candidate: Candidate) -> None:
+    """Find out whether a candidate passes: from the records, else by verifying it now."""
+    try:
+        version = import_runtime(candidate.engine).__version__
+        key = records.RecordKey(
+            candidate.variant, candidate.engine, version, candidate.device, trial.threads
+        )
+        parity = records.load(key)
+        if parity is None:
+            trial.report(f"verifying {candidate} (first use on this machine) ...")
+            if not _open(trial, candidate):
+                return
+            parity = verify(trial.open[candidate], trial.bundle, candidate.variant)
+            records.store(key, parity)
+            trial.report(f"{candidate}: {_verdict(parity)}")
+    except ModelError:
+        raise  # a damaged bundle ends the request: the next precision would be something else
+    except MemcliError as error:
+        _reject(trial, candidate, error)
+        return
+    if not parity.passed:
+        _reject(trial, candidate, _parity_error(trial.bundle, candidate, parity))
+        return
+    trial.passed[candidate] = parity
+    for loser in [other for other in trial.open if other != trial.fastest()]:
+        trial.open.pop(loser).close()  # one large model in memory at a time
+
+
+def _open(trial: _Trial, candidate: Candidate) -> bool:
+    """Open a candidate after checking its files; False, with the error kept, if that fails."""
+    from memcli.engines.onnxruntime import open_onnxruntime
+    from memcli.engines.openvino import open_openvino
+
+    variant = candidate.variant
+    if variant.precision not in trial.checked:
+        verify_files(trial.bundle, variant)
+        trial.checked.add(variant.precision)
+    open_graph = open_openvino if candidate.engine == "openvino" else open_onnxruntime
+    try:
+        trial.open[candidate] = open_graph(
+            trial.bundle.graph_path(variant),
+            device=candidate.device,
+            precision=variant.precision,
+            threads=trial.threads,
+        )
+    except MemcliError as error:
+        _reject(trial, candidate, error)
+        return False
+    return True
+
+
+def _reject(trial: _Trial, candidate: Candidate, error: MemcliError) -> None:
+    trial.rejected[candidate] = error
+    if candidate in trial.open:
+        trial.open.pop(candidate).close()
+
+
+def _parity_error(bundle: Bundle, candidate: Candidate, parity: ParityReport) -> ParityError:
+    return ParityError(
+        f"{candidate} does not reproduce the scores of {bundle.model}: {parity.numbers()}",
+        next_step="Use another engine, or install the model again: "
+        f"memcli models pull {bundle.model}",
+    )
+
+
+def _verdict(parity: ParityReport) -> str:
+    if not parity.passed:
+        return f"refused, {parity.numbers()}"
+    return f"passed, {parity.frames_per_s:.1f} frames/s"
+
+
+def _reason(trial: _Trial, winner: Candidate, *, asked: bool) -> str:
+    """E.g. `openvino at fp32: fastest of 2 verified (8.1 against 6.0 frames/s)`."""
+    speeds = sorted((parity.frames_per_s for parity in trial.passed.values()), reverse=True)
+    if len(speeds) > 1:
+        others = ", ".join(f"{speed:.1f}" for speed in speeds[1:])
+        reason = f"fastest of {len(speeds)} verified ({speeds[0]:.1f} against {others} frames/s)"
+    else:
+        reason = "as asked" if asked else "the only one that passed verification"
+        reason += f", verified ({speeds[0]:.1f} frames/s)"
+    refused = "".join(f"; not {loser}: {error.what}" for loser, error in trial.rejected.items())
+    return f"{winner}: {reason}{refused}"
+
+
+def _none_passed(trial: _Trial) -> MemcliError:
+    """The one error, or all of them in one, of the most telling kind."""
+    errors = trial.rejected
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    kind = ParityError if any(isinstance(e, ParityError) for e in errors.values()) else EngineError
+    return kind(
+        f"no engine can run {trial.bundle.model}",
+        next_step="\n".join(f"{candidate}: {error.what}" for candidate, error in errors.items()),
+    )

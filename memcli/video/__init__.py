@@ -1,0 +1,14 @@
+"""Reading videos: which frames a model looks at, and getting them fast."""
+
+from memcli.video.clip import read_clip
+from memcli.video.sampling import sample_times
+from memcli.video.types import Clip, DecodeCancelledError, DecodeLimits, VideoInfo
+
+__all__ = [
+    "Clip",
+    "DecodeCancelledError",
+    "DecodeLimits",
+    "VideoInfo",
+    "read_clip",
+    "sample_times",
+]

@@ -1,0 +1,81 @@
+"""Collects prepared frames into a clip. Decoded frames are never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from memcli.errors import VideoError, VideoErrorCode
+from memcli.preprocess import FramePreparer
+from memcli.spec import FramePrep
+from memcli.video.source import Source, frame_rotation
+from memcli.video.types import Clip, DecodeLimits, VideoInfo
+
+
+class ClipBuilder:
+    """The T frames of one clip while they come in, in any order."""
+
+    def __init__(self, prep: FramePrep, count: int, limits: DecodeLimits):
+        self.count = count
+        self._preparer = FramePreparer(prep)
+        self._limits = limits
+        self._frames = np.empty((count, *prep.frame_shape()), dtype=np.uint8)
+        self._used = 0
+        self._info: VideoInfo | None = None
+
+    def put(self, frame: av.VideoFrame, slots: Sequence[int], source: Source) -> None:
+        """Prepare one decoded frame and show it at all `slots` of the clip.
+
+        Raises VideoError: TOO_LARGE if the frame is over the limit, UNSUPPORTED if its pixel
+        format cannot be turned into RGB.
+        """
+        if frame.width * frame.height > self._limits.max_pixels:
+            raise VideoError(
+                VideoErrorCode.TOO_LARGE,
+                f"a frame of {frame.width} × {frame.height} pixels is over the limit",
+            )
+        rotation = frame_rotation(frame)
+        try:
+            prepared = self._preparer.prepare(frame, rotation)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                VideoErrorCode.UNSUPPORTED,
+                f"its pixel format {frame.format.name} cannot be turned into RGB",
+            ) from error
+        for slot in slots:
+            self._frames[slot] = prepared
+        self._used += 1
+        if self._info is None:
+            turned = rotation % 180 != 0
+            self._info = VideoInfo(
+                duration_s=None,
+                width=frame.height if turned else frame.width,
+                height=frame.width if turned else frame.height,
+                codec=source.stream.codec_context.name,
+                rotation=rotation,
+                container=source.container.format.name,
+            )
+
+    def clip(
+        self,
+        ticks: Sequence[int],
+        length: int | None,
+        tick_s: Fraction | None,
+        damage: str | None,
+    ) -> Clip:
+        """The finished clip. `ticks` per slot and `length` count `tick_s` seconds each."""
+        assert self._info is not None, "every slot was filled"
+        unit = tick_s or Fraction(1)
+        times = np.array([float(tick * unit) for tick in ticks], dtype=np.float64)
+        info = VideoInfo(
+            duration_s=None if length is None else float(length * unit),
+            width=self._info.width,
+            height=self._info.height,
+            codec=self._info.codec,
+            rotation=self._info.rotation,
+            container=self._info.container,
+        )
+        return Clip(self._frames, times, info, self._used, damage)

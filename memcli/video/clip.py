@@ -1,0 +1,152 @@
+"""A file to a clip: the one entry point of this package."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import av
+
+from memcli.errors import VideoError, VideoErrorCode
+from memcli.spec import FramePrep, Sampling
+from memcli.video import gops, keyframes, whole
+from memcli.video.builder import ClipBuilder
+from memcli.video.sampling import check_count, midpoint_ticks, shown_at
+from memcli.video.source import Source, is_encrypted, open_descriptor, open_source
+from memcli.video.timeline import Packets, Timeline, scan, timeline_of
+from memcli.video.types import Clip, DecodeLimits, Guard
+
+_DEFAULT_LIMITS = DecodeLimits()
+
+
+def read_clip(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    prep: FramePrep,
+    *,
+    frames: int | None = None,
+    sampling: Sampling = "exact",
+    threads: int = 1,
+    deadline: float | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    limits: DecodeLimits = _DEFAULT_LIMITS,
+) -> Clip:
+    """The frames of a video that a model looks at, prepared for it.
+
+    "exact": T instants, the midpoints of T equal segments of [first frame's start, last frame's
+    end), and at each the frame shown, that is the last one that has started. "keyframe": the key
+    frame nearest to each of these instants, without reading the rest of the file; much faster on
+    long files, and not the same frames. T is `frames`, by default the model's own number. The
+    result does not depend on `threads`.
+
+    `deadline` is a value of time.monotonic(). Raises VideoError with one of its codes and a
+    reason in plain words, DecodeCancelledError once `cancelled()` is true, UsageError for fewer
+    than one frame.
+    """
+    count = prep.frames if frames is None else frames
+    check_count(count)
+    guard = Guard(deadline, cancelled)
+    try:
+        with open_descriptor(path) as fd:
+            if sampling == "keyframe":
+                clip = keyframes.read(fd, ClipBuilder(prep, count, limits), limits, guard)
+                if clip is not None:
+                    return clip
+            return _read_exact(fd, prep, count, threads, limits, guard)
+    except VideoError as error:
+        error.where = os.fsdecode(path)
+        raise
+
+
+def _read_exact(
+    fd: int, prep: FramePrep, count: int, threads: int, limits: DecodeLimits, guard: Guard
+) -> Clip:
+    with open_source(fd, limits, guard, threads) as source:
+        packets = scan(source, limits, guard)
+        if source.container.format.name in ("gif", "apng") and sum(packets.shown) == 1:
+            raise VideoError(VideoErrorCode.IMAGE, "a picture, not a video")
+        timeline = _trusted_timeline(source, packets, guard)
+        if timeline is not None:
+            try:
+                return _read_targets(
+                    source, packets, timeline, ClipBuilder(prep, count, limits), guard
+                )
+            except gops.PlanFailedError:
+                pass  # decided below by what really decodes
+    return _read_whole(fd, ClipBuilder(prep, count, limits), limits, guard)
+
+
+def _trusted_timeline(source: Source, packets: Packets, guard: Guard) -> Timeline | None:
+    """The timeline by timestamps of packets if these are enough to find every frame by."""
+    if packets.corrupt or packets.read_errors or not any(packets.key):
+        return None
+    timeline = timeline_of(packets)
+    if timeline is None:
+        return None
+    first_key = packets.key.index(1)
+    key_pts = packets.pts[first_key]
+    if key_pts is None:
+        return None
+    if first_key == 0 and timeline.begin >= min(key_pts, timeline.begin):
+        leading = packets.shown[0] and timeline.begin < key_pts
+    else:
+        leading = True
+    if leading:
+        delivered = gops.first_delivered(source, packets, key_pts, guard)
+        return None if delivered is None else timeline_of(packets, delivered)
+    return timeline
+
+
+def _read_targets(
+    source: Source, packets: Packets, timeline: Timeline, builder: ClipBuilder, guard: Guard
+) -> Clip:
+    instants = midpoint_ticks(timeline.begin, timeline.end, builder.count)
+    shown = shown_at(timeline.starts, instants)
+    slots: dict[int, list[int]] = defaultdict(list)
+    targets: dict[int, int] = {}
+    for slot, place in enumerate(shown):
+        number = timeline.packet[place]
+        slots[number].append(slot)
+        targets[number] = timeline.starts[place]
+
+    def deliver(number: int, frame: av.VideoFrame) -> None:
+        builder.put(frame, slots[number], source)
+
+    gops.decode_targets(source, packets, targets, deliver, guard)
+    ticks = [timeline.starts[place] - timeline.begin for place in shown]
+    length = timeline.end - timeline.begin
+    return builder.clip(ticks, length, source.stream.time_base, _missing_end(source, packets))
+
+
+def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip:
+    found = whole.survey(fd, limits, guard)
+    if not found.pts:
+        if is_encrypted(fd):
+            raise VideoError(VideoErrorCode.UNSUPPORTED, "its video is encrypted")
+        raise VideoError(VideoErrorCode.DAMAGED, "no frame of the video can be decoded")
+    starts, order, end = found.shown()
+    shown = shown_at(starts, midpoint_ticks(starts[0], end, builder.count))
+    slots: dict[int, list[int]] = defaultdict(list)
+    for slot, place in enumerate(shown):
+        slots[order[place]].append(slot)
+    tick_s = None
+
+    def deliver(number: int, frame: av.VideoFrame, source: Source) -> None:
+        nonlocal tick_s
+        builder.put(frame, slots[number], source)
+        tick_s = source.stream.time_base
+
+    whole.decode_numbers(fd, set(slots), deliver, limits, guard)
+    ticks: Sequence[int] = [starts[place] - starts[0] for place in shown]
+    return builder.clip(ticks, end - starts[0], tick_s, found.damage())
+
+
+def _missing_end(source: Source, packets: Packets) -> str | None:
+    """Damage of an MP4 whose table lists more frames than the file still holds."""
+    if not source.container.format.name.startswith("mov"):
+        return None
+    listed = len(getattr(source.stream, "index_entries", ()))
+    present = len(packets) + packets.empty
+    if listed <= present:
+        return None
+    return f"the file ends early: {present} of {listed} frames are in it"

@@ -1,0 +1,160 @@
+"""Sampling key frames only: nearest to each instant, found by the file's index.
+
+Nothing between key frames is decoded, and where the file has an index, hardly read either. The
+frames are not those of exact sampling.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import av
+
+from memcli.video.builder import ClipBuilder
+from memcli.video.sampling import midpoint_ticks
+from memcli.video.source import Source, open_source
+from memcli.video.timeline import scan, timeline_of
+from memcli.video.types import Clip, DecodeLimits, Guard, VideoPacket, timeout_error
+
+_PACKETS_TO_KEY = 2000  # packets read at most after a seek until a key frame comes
+
+
+def read(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip | None:
+    """A clip of key frames, or None where key frames alone cannot make one.
+
+    Raises VideoError and DecodeCancelledError as `read_clip` does.
+    """
+    try:
+        with open_source(fd, limits, guard, threads=1) as source:
+            if source.container.format.name in ("gif", "apng"):
+                return None  # small, and its frames build on each other
+            clip = _by_index(source, builder, guard)
+            if clip is not None:
+                return clip
+        with open_source(fd, limits, guard, threads=1) as source:
+            return _by_scan(source, builder, limits, guard)
+    except av.error.ExitError as error:
+        raise timeout_error() from error
+
+
+def nearest(times: Sequence[int], instant: int) -> int:
+    """Index of the nearest of the sorted `times`; of two equally near ones the earlier."""
+    place = bisect_left(times, instant)
+    if place == 0:
+        return 0
+    if place == len(times) or instant - times[place - 1] <= times[place] - instant:
+        return place - 1
+    return place
+
+
+def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None:
+    """Seek from one key frame of the index to the next."""
+    stream, container = source.stream, source.container
+    start = stream.start_time or 0
+    length = _stated_length(source)
+    if not length or not hasattr(stream, "index_entries"):
+        return None
+    try:
+        container.seek(start, stream=stream, backward=True)  # Matroska reads its index only now
+    except av.FFmpegError:
+        return None
+    keys = sorted({e.timestamp for e in stream.index_entries if e.is_keyframe and not e.is_discard})
+    if not _covers(keys, start, start + length):
+        return None
+    instants = midpoint_ticks(start, start + length, builder.count)
+    slots: dict[int, list[int]] = defaultdict(list)
+    for slot, instant in enumerate(instants):
+        slots[keys[nearest(keys, instant)]].append(slot)
+    starts = [start] * builder.count
+    for key in sorted(slots):
+        guard.check()
+        try:
+            container.seek(key, stream=stream, backward=True)
+            packet = _next_key(source, key)
+            frame = _decode_alone(source, packet)
+        except av.error.ExitError:
+            raise
+        except av.FFmpegError:
+            return None
+        if frame is None or packet is None or packet.pts is None:
+            return None
+        builder.put(frame, slots[key], source)
+        for slot in slots[key]:
+            starts[slot] = packet.pts
+    ticks = [max(0, time - start) for time in starts]
+    return builder.clip(ticks, length, stream.time_base, None)
+
+
+def _by_scan(
+    source: Source, builder: ClipBuilder, limits: DecodeLimits, guard: Guard
+) -> Clip | None:
+    """Without an index: read all packets, decode only key frames."""
+    packets = scan(source, limits, guard)
+    timeline = timeline_of(packets)
+    if timeline is None or packets.kept is None or packets.corrupt or packets.read_errors:
+        return None
+    keyed = sorted(
+        (pts, i)
+        for i, pts in enumerate(packets.pts)
+        if packets.key[i] and packets.shown[i] and pts is not None
+    )
+    if not keyed:
+        return None
+    times = [pts for pts, _ in keyed]
+    places = [
+        nearest(times, t) for t in midpoint_ticks(timeline.begin, timeline.end, builder.count)
+    ]
+    for place in sorted(set(places)):
+        guard.check()
+        frame = _decode_alone(source, packets.kept[keyed[place][1]])
+        if frame is None:
+            return None
+        builder.put(frame, [s for s, p in enumerate(places) if p == place], source)
+    ticks = [times[place] - timeline.begin for place in places]
+    return builder.clip(ticks, timeline.end - timeline.begin, source.stream.time_base, None)
+
+
+def _next_key(source: Source, time: int) -> VideoPacket | None:
+    for count, packet in enumerate(source.container.demux(source.stream)):
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        reached = (packet.pts is not None and packet.pts >= time) or stamp is None or stamp >= time
+        if reached and packet.size and packet.is_keyframe and not packet.is_discard:
+            return packet
+        if count > _PACKETS_TO_KEY:
+            return None
+    return None
+
+
+def _decode_alone(source: Source, packet: VideoPacket | None) -> av.VideoFrame | None:
+    """The frame of one key packet, without any other."""
+    if packet is None:
+        return None
+    context = source.stream.codec_context
+    context.flush_buffers()
+    try:
+        frames = [*context.decode(packet), *context.decode(None)]
+    except av.FFmpegError:
+        return None
+    context.flush_buffers()
+    return frames[0] if frames else None
+
+
+def _stated_length(source: Source) -> int | None:
+    """Length by the headers in ticks of the stream's clock."""
+    stream = source.stream
+    if stream.duration:
+        return int(stream.duration)
+    if source.container.duration and stream.time_base:
+        return int(source.container.duration / av.time_base / stream.time_base)
+    return None
+
+
+def _covers(keys: Sequence[int], start: int, end: int) -> bool:
+    """Whether the index speaks of the whole file: no hole at the end wider than elsewhere."""
+    if len(keys) < 2:
+        return False
+    widest = max(b - a for a, b in pairwise(keys))
+    return end - keys[-1] <= 2 * widest + 1 and keys[0] - start <= widest

@@ -1,0 +1,51 @@
+"""Which instants of a video are looked at."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memcli.errors import UsageError
+
+
+def sample_times(start_s: float, end_s: float, count: int) -> npt.NDArray[np.float64]:
+    """Midpoints of `count` equal segments of [start_s, end_s).
+
+    Returns float64 [count], in seconds of presentation time.
+    Raises UsageError if count < 1. An empty interval yields `count` copies of start_s.
+    Source: uniform sampling, 000_bcb79d7cf5a52fe8.txt, section 2.1 (midpoints are ours:
+    they avoid black first and last frames).
+    """
+    check_count(count)
+    length_s = max(0.0, end_s - start_s)
+    return start_s + (np.arange(count, dtype=np.float64) + 0.5) * (length_s / count)
+
+
+def midpoint_ticks(start: int, end: int, count: int) -> list[int]:
+    """The instants of `sample_times` on a clock of whole ticks, rounded down.
+
+    A frame starts at a whole tick, so it has started at an instant exactly if it has started at
+    that instant rounded down. Whole numbers keep the choice exact where an instant falls on the
+    start of a frame, as it does for all 16 of a clip of 160 frames; floats would decide that by
+    their rounding.
+    """
+    check_count(count)
+    length = max(0, end - start)
+    return [start + (2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def shown_at(starts: Sequence[int], instants: Sequence[int]) -> list[int]:
+    """Per instant the index of the frame shown: the last of the sorted `starts` not after it.
+
+    An instant before the first frame shows the first frame.
+    """
+    return [max(0, bisect_right(starts, instant) - 1) for instant in instants]
+
+
+def check_count(count: int) -> None:
+    """Raise UsageError if `count` is not at least one."""
+    if count < 1:
+        raise UsageError(f"{count} frames cannot be sampled; ask for at least one")

@@ -1,0 +1,215 @@
+"""Opening a video file: checks before FFmpeg sees it, what FFmpeg may do, the stream to decode.
+
+FFmpeg gets an open descriptor (its `fd:` protocol), never a name. So a name cannot be taken for
+a URL, a pattern ("%03d") or an option; the file that was checked is the file that is read; and
+since `fd` is the only protocol allowed, a playlist or a reference inside hostile media cannot
+make it open anything else. Reading stays native, without calls back into Python.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from memcli.errors import VideoError, VideoErrorCode
+from memcli.video.types import DecodeLimits, Guard, timeout_error
+
+# Demuxers of files that hold their own media. Left out on purpose: everything that opens other
+# files or addresses (hls, dash, concat, sdp, image2 and the like) and capture devices.
+_VIDEO_FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,live_flv,asf,asf_o,"
+    "rm,ogg,gif,apng,mxf,mxf_opatom,dv,nut,wtv,nsv,roq,smk,bink,yuv4mpegpipe,mjpeg,mjpeg_2000,"
+    "h261,h263,vc1,vc1test,dirac,avs2,avs3,cavsvideo,evc,flic,4xm,ea,film_cpk,gxf,lxf,dxa,pva,"
+    "thp,ivr,webp_anim"
+)
+# Recognised only to say that a file holds sound or a picture instead of calling it garbage.
+_AUDIO_FORMATS = (
+    "mp3,wav,w64,aac,flac,ac3,eac3,dts,dtshd,truehd,aiff,au,caf,ape,wv,tta,tak,amr,amrnb,amrwb,"
+    "mpc,mpc8,dsf,voc,loas"
+)
+_STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1", "miaf"})
+_PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r\n", b"v=0\n", b"<?xml", b"<MPD")
+_CONTAINER_STARTS = (b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"\0\0\1\xba")
+_CONTAINER_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"})
+_DISCARD: Any = getattr(av.stream, "Discard", None)  # absent from older PyAV
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open file and the video stream of it that is decoded."""
+
+    container: InputContainer
+    stream: VideoStream
+    size_bytes: int
+    fd: int
+
+
+@contextmanager
+def open_descriptor(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iterator[int]:
+    """A descriptor of a regular file with something in it, closed at the end.
+
+    Raises VideoError: MISSING, PERMISSION, NOT_A_FILE, EMPTY or READ. Never blocks: FIFOs,
+    sockets and devices are refused before and after opening.
+    """
+    name = os.fsencode(path)
+    try:
+        _check_kind(os.stat(name))  # noqa: PTH116, bytes are names too
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as error:  # a null byte in the name
+        raise VideoError(VideoErrorCode.MISSING, "no file can have this name") from error
+    except OSError as error:
+        raise _from_os_error(error) from error
+    try:
+        status = os.fstat(fd)
+        _check_kind(status)  # again: the name may lead elsewhere by now
+        if status.st_size == 0:
+            raise VideoError(VideoErrorCode.EMPTY, "the file is empty (zero bytes)")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_source(fd: int, limits: DecodeLimits, guard: Guard, threads: int) -> Iterator[Source]:
+    """Open the media behind `fd` and choose its video stream; nothing is decoded for us yet.
+
+    Raises VideoError: NOT_MEDIA, NO_VIDEO, IMAGE, UNSUPPORTED, DAMAGED, TOO_LARGE, READ, TIMEOUT.
+    """
+    guard.check()
+    os.lseek(fd, 0, os.SEEK_SET)
+    remaining = guard.remaining_s()
+    try:
+        container = av.open(
+            "fd:",
+            options={
+                "fd": str(fd),
+                "protocol_whitelist": "fd",
+                "format_whitelist": _allowed_formats(),
+                "max_pixels": str(limits.max_pixels),  # also bounds FFmpeg's own probing
+            },
+            metadata_errors="replace",
+            timeout=None if remaining is None else (remaining, remaining),
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _from_open_error(error, fd) from error
+    try:
+        stream = _choose_stream(container, fd)
+        _check_size(stream, limits)
+        for other in container.streams:
+            if other is not stream and _DISCARD is not None:
+                other.discard = _DISCARD.all  # demuxers then skip the bytes of sound and subtitles
+        context = stream.codec_context
+        context.thread_count = max(1, threads)
+        context.thread_type = "AUTO" if threads > 1 else "SLICE"
+        context.options = {"max_pixels": str(limits.max_pixels)}
+        yield Source(container, stream, os.fstat(fd).st_size, fd)
+    finally:
+        container.close()
+
+
+def is_encrypted(fd: int) -> bool:
+    """Whether an MP4 says that its samples are encrypted (ISO/IEC 23001-7: an `encv` entry)."""
+    span = 1 << 20
+    size = os.fstat(fd).st_size
+    return any(
+        b"encv" in part and b"sinf" in part
+        for part in (os.pread(fd, span, 0), os.pread(fd, span, max(0, size - span)))
+    )
+
+
+def _allowed_formats() -> str:
+    pictures = sorted(name for name in av.formats_available if name.endswith("_pipe"))
+    return ",".join([_VIDEO_FORMATS, _AUDIO_FORMATS, *pictures])
+
+
+def _check_kind(status: os.stat_result) -> None:
+    mode = status.st_mode
+    if stat.S_ISREG(mode):
+        return
+    for test, kind in (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if test(mode):
+            raise VideoError(VideoErrorCode.NOT_A_FILE, f"this is {kind}, not a file")
+    raise VideoError(VideoErrorCode.NOT_A_FILE, "this is a device, not a file")
+
+
+def _from_os_error(error: OSError) -> VideoError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return VideoError(VideoErrorCode.MISSING, "there is no such file")
+    if error.errno == errno.ELOOP:
+        return VideoError(VideoErrorCode.NOT_A_FILE, "the symbolic link leads in a circle")
+    if error.errno == errno.ENAMETOOLONG:
+        return VideoError(VideoErrorCode.MISSING, "no file can have a name this long")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return VideoError(VideoErrorCode.PERMISSION, "no permission to read the file")
+    if error.errno == errno.ENXIO:
+        return VideoError(VideoErrorCode.NOT_A_FILE, "this is a socket or device, not a file")
+    reason = os.strerror(error.errno) if error.errno else "unknown reason"
+    return VideoError(VideoErrorCode.READ, f"the file cannot be read ({reason})")
+
+
+def _from_open_error(error: Exception, fd: int) -> VideoError:
+    code = VideoErrorCode
+    if isinstance(error, av.error.ExitError):
+        return timeout_error()
+    try:
+        head = os.pread(fd, 64, 0)
+    except OSError as read_error:
+        return _from_os_error(read_error)
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+        return _from_os_error(error)
+    if head.startswith(_PLAYLIST_STARTS):
+        return VideoError(code.NOT_MEDIA, "a playlist or a text file, not a video")
+    if head.startswith(_CONTAINER_STARTS) or head[4:8] in _CONTAINER_BOXES:
+        return VideoError(code.DAMAGED, "the file starts like a video but its header is damaged")
+    return VideoError(code.NOT_MEDIA, "not a video, or in a format that is not known")
+
+
+def _choose_stream(container: InputContainer, fd: int) -> VideoStream:
+    code = VideoErrorCode
+    brand = str(container.metadata.get("major_brand", "")).strip()
+    if container.format.name.endswith("_pipe") or brand in _STILL_BRANDS:
+        raise VideoError(code.IMAGE, "a picture, not a video")
+    cover = int(av.stream.Disposition.attached_pic)
+    videos = [s for s in container.streams.video if not int(s.disposition) & cover]
+    if not videos:
+        if any(s.codec_context is not None for s in container.streams.audio):
+            raise VideoError(code.NO_VIDEO, "the file has sound but no video")
+        if any(s.type in ("unknown", "data", "video") for s in container.streams):
+            raise VideoError(code.UNSUPPORTED, "no stream of the file can be decoded here")
+        raise VideoError(code.NOT_MEDIA, "the file holds neither video nor sound")
+    stream = next((s for s in videos if s.codec_context is not None), None)
+    if stream is None:
+        reason = "its video is encrypted" if is_encrypted(fd) else "its video codec is not known"
+        raise VideoError(code.UNSUPPORTED, reason)
+    return stream
+
+
+def _check_size(stream: VideoStream, limits: DecodeLimits) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.max_pixels:
+        raise VideoError(
+            VideoErrorCode.TOO_LARGE,
+            f"frames of {width} × {height} pixels are over the limit of {limits.max_pixels} pixels",
+        )
+
+
+def frame_rotation(frame: Any) -> int:
+    """Counter-clockwise turn to apply to a decoded frame: 0, 90, 180 or 270 degrees.
+
+    Display matrices that turn by anything else are ignored, as players do.
+    """
+    degrees = int(frame.rotation)
+    return degrees % 360 if degrees % 90 == 0 else 0

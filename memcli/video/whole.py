@@ -1,0 +1,111 @@
+"""Decoding a file as a whole: for damaged files and for timestamps that cannot be relied on.
+
+Twice: once to learn when each frame that really decodes is shown, once to take the ones wanted.
+So memory stays that of one frame however long the file is. On one thread, because what a decoder
+makes of damage may depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import av
+
+from memcli.video.source import Source, open_source
+from memcli.video.timeline import last_duration
+from memcli.video.types import DecodeLimits, Guard, timeout_error
+
+_MAX_READ_ERRORS = 8
+
+
+@dataclass
+class Survey:
+    """What decodes: per frame, in the order it comes, its timestamp; and what went wrong."""
+
+    pts: list[int]
+    last_duration: int = 0
+    bad_packets: int = 0
+    read_errors: int = 0
+
+    def damage(self) -> str | None:
+        """What was lost, in one line."""
+        if self.bad_packets:
+            return f"{self.bad_packets} packets are damaged; {len(self.pts)} frames were decoded"
+        if self.read_errors:
+            return f"the file could not be read to its end; {len(self.pts)} frames were decoded"
+        return None
+
+    def shown(self) -> tuple[list[int], list[int], int]:
+        """Starts in order of presentation, the number of the frame for each, the end."""
+        order = sorted(range(len(self.pts)), key=self.pts.__getitem__)
+        starts = [self.pts[i] for i in order]
+        return starts, order, starts[-1] + last_duration(starts, self.last_duration)
+
+
+def survey(fd: int, limits: DecodeLimits, guard: Guard) -> Survey:
+    """Decode everything and keep only the timestamps."""
+    found = Survey([])
+    latest: int | None = None
+    with open_source(fd, limits, guard, threads=1) as source:
+        for frame in _frames(source, guard, found):
+            pts = frame.pts if frame.pts is not None else frame.dts
+            if pts is None:  # no clock at all: one frame per mean frame duration
+                pts = found.pts[-1] + _mean_duration(source) if found.pts else 0
+            found.pts.append(pts)
+            if latest is None or pts >= latest:
+                latest = pts
+                found.last_duration = int(frame.duration or 0)
+    return found
+
+
+def decode_numbers(
+    fd: int,
+    wanted: set[int],
+    deliver: Callable[[int, av.VideoFrame, Source], None],
+    limits: DecodeLimits,
+    guard: Guard,
+) -> None:
+    """Decode again up to the last wanted frame, handing the wanted ones to `deliver`."""
+    last = max(wanted)
+    with open_source(fd, limits, guard, threads=1) as source:
+        for number, frame in enumerate(_frames(source, guard, Survey([]))):
+            if number in wanted:
+                deliver(number, frame, source)
+            if number >= last:
+                return
+
+
+def _frames(source: Source, guard: Guard, found: Survey) -> Iterator[av.VideoFrame]:
+    context = source.stream.codec_context
+    read_errors = 0
+    while read_errors < _MAX_READ_ERRORS:
+        try:
+            for packet in source.container.demux(source.stream):
+                guard.check()
+                if not packet.size:
+                    continue
+                found.bad_packets += packet.is_corrupt
+                try:
+                    frames = context.decode(packet)
+                except av.FFmpegError:
+                    found.bad_packets += 1
+                    continue
+                yield from frames
+            break
+        except av.error.ExitError as error:
+            raise timeout_error() from error
+        except av.FFmpegError:
+            read_errors += 1
+    found.read_errors += read_errors
+    try:
+        yield from context.decode(None)
+    except av.FFmpegError:
+        found.bad_packets += 1
+
+
+def _mean_duration(source: Source) -> int:
+    stream = source.stream
+    if not stream.average_rate or not stream.time_base:
+        return 1
+    return max(1, round(1 / (stream.average_rate * stream.time_base)))

@@ -1,0 +1,153 @@
+"""`memcli models`: list, show, pull, add, rm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memcli.commands.options import json_option
+
+if TYPE_CHECKING:
+    from memcli.engines.bundle import Bundle
+
+
+@click.group(name="models", invoke_without_command=True)
+@json_option("The list as JSON on standard output.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List, fetch, add and remove models.
+
+    \b
+    Examples:
+      memcli models
+      memcli models show resmem
+      memcli models pull resmem
+      memcli models add early-fusion.memcli
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from memcli import store
+    from memcli.models import MODELS
+    from memcli.terminal import print_table
+
+    bundles = {bundle.model: bundle for bundle in store.installed()}
+    specs: dict[str, dict[str, Any]] = {name: spec.to_dict() for name, spec in MODELS.items()}
+    specs |= {name: bundle.spec for name, bundle in bundles.items() if name not in specs}
+    entries = [_entry(name, spec, bundles.get(name)) for name, spec in sorted(specs.items())]
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
+        return
+    print_table(
+        ("model", "input", "predicts", "installed", "weights' licence", "trained on", "published"),
+        [
+            (
+                entry["model"],
+                entry["input"],
+                entry["predicts"],
+                ", ".join(entry["installed"]) or "no",
+                entry["license"],
+                entry["trained_on"],
+                entry["published"][0] if entry["published"] else "",
+            )
+            for entry in entries
+        ],
+    )
+
+
+def _entry(name: str, spec: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
+    prep = spec["prep"]
+    return {
+        "model": name,
+        "input": f"{prep['frames']} frames {prep['crop_width']}x{prep['crop_height']}",
+        "predicts": spec["predicts"],
+        "license": spec["weights"]["license"],
+        "installed": list(bundle.variants) if bundle else [],
+        "trained_on": spec["trained_on"],
+        "published": [_published(result) for result in spec["published"]],
+    }
+
+
+def _published(result: dict[str, Any]) -> str:
+    return f"{result['metric']} {result['value']:g} ({result['dataset']})"
+
+
+@command.command(name="show")
+@click.argument("name")
+@json_option("The whole manifest (or registry entry) as JSON on standard output.")
+def show(name: str, as_json: bool) -> None:
+    """Show what a model is, where its weights come from, and how its engines were verified."""
+    from memcli import store
+    from memcli.models import get_model
+
+    bundle = store.find(name) if store.is_installed(name) or "/" in name else None
+    spec: dict[str, Any] = bundle.spec if bundle else get_model(name).to_dict()
+    if as_json:
+        click.echo(json.dumps(bundle.manifest() if bundle else spec, indent=2))
+        return
+    weights = spec["weights"]
+    lines = [
+        f"{spec['name']}: {spec['summary']}",
+        f"predicts    {spec['predicts']}",
+        f"source      {spec['source']}",
+        f"trained on  {spec['trained_on']}",
+        *(f"published   {_published(result)}; {result['source']}" for result in spec["published"]),
+        f"weights     {weights['package']} {weights['version']}, {weights['homepage']}",
+        f"licence     {weights['license']}: {weights['license_note']}",
+    ]
+    if bundle is None:
+        lines.append(f"installed   no (memcli models pull {spec['name']})")
+    else:
+        lines.append(f"installed   {bundle.root} ({bundle.size_bytes() / 1e6:.0f} MB)")
+        lines += [line for variant in bundle.variants.values() for line in _parity_lines(variant)]
+    click.echo("\n".join(lines))
+
+
+def _parity_lines(variant: Any) -> list[str]:
+    lines = [f"{variant.precision:<11} {variant.graph}, for {', '.join(variant.engines)}"]
+    for report in variant.parity:
+        srcc = f", SRCC {report['srcc']:.4f}" if report.get("srcc") is not None else ""
+        lines.append(
+            f"            {report['engine']}: max |difference| {report['max_abs']:.2g},"
+            f" mean {report['mean_abs']:.2g}{srcc}"
+        )
+    return lines
+
+
+@command.command(name="pull")
+@click.argument("name")
+@click.option(
+    "--from",
+    "wheel",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the weights from this wheel, fetched on another machine.",
+)
+@click.option("--offline", is_flag=True, help="Never use the network.")
+def pull(name: str, wheel: Path | None, offline: bool) -> None:
+    """Fetch a model's published weights and build its verified fp32 engine."""
+    from memcli import store
+    from memcli.progress import say
+
+    bundle = store.pull(name, wheel=wheel, offline=offline, report=say)
+    click.echo(f"installed {bundle.model} in {bundle.root}")
+
+
+@command.command(name="add")
+@click.argument("file", type=click.Path(path_type=Path))
+def add(file: Path) -> None:
+    """Install a bundle: a .memcli file or a folder."""
+    from memcli import store
+
+    bundle = store.add(file)
+    click.echo(f"installed {bundle.model} ({', '.join(bundle.variants)}) in {bundle.root}")
+
+
+@command.command(name="rm")
+@click.argument("name")
+def rm(name: str) -> None:
+    """Remove an installed model from this machine."""
+    from memcli import store
+
+    click.echo(f"removed {store.remove(name)}")

@@ -1,0 +1,26 @@
+"""Fixtures that every test may use. Nothing here needs the network or real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def memcli_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for each test: no test sees or changes the user's bundles."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MEMCLI_HOME", str(home))
+    return home
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With MEMCLI_REQUIRE_GPU=1 a GPU test that skips has failed."""
+    report = yield
+    required = os.environ.get("MEMCLI_REQUIRE_GPU") == "1"
+    if required and report.skipped and item.get_closest_marker("gpu"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped although MEMCLI_REQUIRE_GPU=1"
+    return report

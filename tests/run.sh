@@ -1,0 +1,12 @@
+#!/bin/sh
+# `make test`: installs the test requirements into .venv-test and runs every check.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${MEMCLI_TEST_VENV:-.venv-test}
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/pip" install --quiet -r requirements-test.txt
+"$venv/bin/pip" install --quiet --editable .
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+"$venv/bin/python" -m pytest "$@"

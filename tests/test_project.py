@@ -1,0 +1,157 @@
+"""The shape of the project: packaging, import budget, dependency rule."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGE_DIRS = PROJECT["tool"]["setuptools"]["package-dir"]
+FOLDERS = {"memcli.export": "export", "memcli.engines": "engines", "memcli.train": "train"}
+
+
+def source_modules() -> set[str]:
+    """Every module of the source tree by its installed path, through no link."""
+    modules = set()
+    for top in ("memcli", *FOLDERS.values()):
+        prefix = "" if top == "memcli" else "memcli/"
+        for folder, folders, files in os.walk(ROOT / top, followlinks=False):
+            folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
+            relative = Path(folder).relative_to(ROOT).as_posix()
+            modules |= {f"{prefix}{relative}/{name}" for name in files if name.endswith(".py")}
+    return modules
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_once_and_the_graphs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = [name for name in names if name.endswith(".py")]
+    assert sorted(modules) == sorted(source_modules())
+    assert len(names) == len(set(names))
+    assert "memcli/py.typed" in names
+    graphs = {f"memcli/export/graphs/{path.name}" for path in (ROOT / "export/graphs").iterdir()}
+    assert graphs <= set(names)
+    assert graphs
+    assert not [name for name in names if name.startswith(("tests", "export/", "engines/"))]
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    found = {name.rsplit("/", 1)[0].replace("/", ".") for name in source_modules()}
+    assert listed == found
+
+
+def test_links_make_the_checkout_look_like_the_installed_package() -> None:
+    for package, folder in FOLDERS.items():
+        link = ROOT / package.replace(".", "/")
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / folder
+        assert PACKAGE_DIRS[package] == folder
+
+
+HEAVY = ("torch", "transformers", "mne", "av", "onnxruntime", "openvino", "numpy", "rich", "onnx")
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import memcli",
+        "import memcli.cli",
+        "from memcli.__main__ import run\nassert run(['--help']) == 0",
+        "from memcli.__main__ import run\nassert run(['score', '--help']) == 0",
+        "from memcli.__main__ import run\nassert run(['models', '--help']) == 0",
+        "from memcli.__main__ import run\nassert run(['export', '--help']) == 0",
+        "from memcli.__main__ import run\nassert run(['bench', '--help']) == 0",
+        "from memcli.__main__ import run\nassert run(['doctor', '--help']) == 0",
+    ],
+)
+def test_help_imports_nothing_heavy(code: str) -> None:
+    assert not loaded_after(code) & set(HEAVY)
+
+
+LAYERS = {
+    "memcli.errors": set(),
+    "memcli.text": set(),
+    "memcli.spec": set(),
+    "memcli.home": {"memcli.errors"},
+    "memcli.preprocess": {"memcli.errors", "memcli.spec"},
+    "memcli.models": {"memcli.errors", "memcli.spec", "memcli.models"},
+    "memcli.engines": {
+        "memcli.errors",
+        "memcli.spec",
+        "memcli.home",
+        "memcli.engines",
+        "memcli.text",
+        "memcli.machine",
+    },
+    "memcli.train": {"memcli.errors", "memcli.spec", "memcli.preprocess", "memcli.train"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module}
+    return {name for name in found if name.split(".")[0] == "memcli" and name != "memcli"}
+
+
+def test_dependency_rule() -> None:
+    """spec, errors <- preprocess <- engines, train <- export <- commands; engines and train are
+    strangers to each other."""
+    for name in source_modules():
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        layer = next((key for key in LAYERS if f"{module}.".startswith(f"{key}.")), None)
+        path = ROOT / name
+        for package, folder in FOLDERS.items():
+            path = (
+                ROOT / folder / name.removeprefix(f"{package.replace('.', '/')}/")
+                if (name.startswith(package.replace(".", "/") + "/"))
+                else path
+            )
+        imported = imports_of(path)
+        if module.split(".")[1:2] != ["commands"] and module not in ("memcli.__main__",):
+            assert not {name for name in imported if name.startswith("memcli.commands")}, module
+        if layer is None:
+            continue
+        allowed = LAYERS[layer]
+        strangers = {
+            name
+            for name in imported
+            if not any(f"{name}.".startswith(f"{key}.") for key in allowed)
+        }
+        assert not strangers, f"{module} imports {strangers}"
+
+
+def test_no_file_is_long() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for top in ("memcli", "export", "engines", "train", "tests")
+        for path in (ROOT / top).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 450
+    }
+    assert not long
+
+
+def test_readme_names_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert "make score VIDEOS=" in readme
+    assert "make test" in readme

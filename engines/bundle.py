@@ -51,6 +51,9 @@ class Variant:
     made_by: dict[str, str] = field(default_factory=dict)
     """Versions of what made it."""
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @property
     def digest(self) -> str:
         """Names the content: changes with any file and with the precision."""

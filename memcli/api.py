@@ -39,10 +39,12 @@ def score(
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     sources = collect(listed)
     wanted = ScoreSettings(model=model or DEFAULT_MODEL, **settings)
-    with open_scorer(wanted, report or _silent) as scorer:
-        with closing(scorer.score(sources.items)) as rows:
-            for _, _, row in rows:
-                yield row
+    with (
+        open_scorer(wanted, report or _silent) as scorer,
+        closing(scorer.score(sources.items)) as rows,
+    ):
+        for _, _, row in rows:
+            yield row
 
 
 def _silent(_: str) -> None:

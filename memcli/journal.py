@@ -127,6 +127,10 @@ class Journal:
             return False
         return entry.identity == FileIdentity.of(key)
 
+    def failed(self, key: str) -> bool:
+        """Whether the row of a finished file says that it failed."""
+        return self._entries[key].failed
+
     def write(self, key: str, identity: FileIdentity | None, row: Row) -> None:
         """Append a row; it survives whatever happens to the process afterwards.
 

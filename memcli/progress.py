@@ -157,7 +157,8 @@ def opening_lines(summary: Summary) -> list[str]:
         f"  weights: {summary.weights_license}",
     ]
     if summary.resumed:
-        lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}: kept")
+        failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
+        lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
     return [printable(line) for line in lines]
 
 
@@ -179,6 +180,9 @@ def closing_lines(summary: Summary) -> list[str]:
         lines += [f"  {path}: {reason}" for path, reason in summary.failures]
         if summary.failed > len(summary.failures):
             lines.append(f"  and {summary.failed - len(summary.failures):,} more, in the table")
+    if summary.resumed_failed:
+        count = plural(summary.resumed_failed, "video")
+        lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
     if summary.left_out:
         lines.append(f"left out: {plural(summary.left_out, 'file')} without the name of a video")
     if summary.interrupted:

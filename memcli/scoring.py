@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,7 +106,9 @@ class Scorer:
             "curve": self.settings.curve,
         }
 
-    def score(self, sources: Iterable[Source]) -> Iterator[tuple[Source, FileIdentity | None, Row]]:
+    def score(
+        self, sources: Iterable[Source]
+    ) -> Generator[tuple[Source, FileIdentity | None, Row], None, None]:
         """One row per source, as they are finished. Closing the iterator ends the run.
 
         Raises EngineError if the engine fails; rows given until then are valid.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class TableOptions:
 
 @dataclass
 class Summary:
-    """What a run did; all figures are of this run, not of earlier ones it resumed."""
+    """What a run did. Counts and speeds are of this run, not of the earlier ones it resumed."""
 
     output: str
     model: str
@@ -49,6 +49,8 @@ class Summary:
     """Videos asked for."""
     resumed: int
     """Of these, already in the table."""
+    resumed_failed: int
+    """Of these, as failed."""
     left_out: int
     ok: int = 0
     partial: int = 0
@@ -72,7 +74,8 @@ class Summary:
     def exit_code(self) -> ExitCode:
         if self.interrupted:
             return ExitCode.INTERRUPTED
-        return ExitCode.SOME_INPUTS_FAILED if self.failed else ExitCode.OK
+        failed = self.failed + self.resumed_failed
+        return ExitCode.SOME_INPUTS_FAILED if failed else ExitCode.OK
 
     def count(self, row: Row) -> None:
         """Take one row into the figures."""
@@ -124,12 +127,13 @@ def score_to_table(
         open_scorer(settings, progress.message) as scorer,
         Journal.open(options.output, scorer.identity(), resume=options.resume) as journal,
     ):
-        pending = [
-            source
-            for source in sources.items
-            if not journal.finished(source.key, retry_failed=options.retry_failed)
-        ]
-        summary = _new_summary(scorer, options, sources, len(sources.items) - len(pending))
+        pending: list[Source] = []
+        kept: list[Source] = []
+        for source in sources.items:
+            finished = journal.finished(source.key, retry_failed=options.retry_failed)
+            (kept if finished else pending).append(source)
+        failed = sum(journal.failed(source.key) for source in kept)
+        summary = _new_summary(scorer, options, sources, len(kept), failed)
         progress.begin(summary)
         try:
             _run(scorer, pending, journal, options, summary, progress)
@@ -164,7 +168,7 @@ def _run(
                 return
 
 
-def _rows(scorer: Scorer, pending: list[Source], journal: Journal) -> Iterator[Row]:
+def _rows(scorer: Scorer, pending: list[Source], journal: Journal) -> Generator[Row, None, None]:
     with closing(scorer.score(pending)) as outcomes:
         for source, identity, row in outcomes:
             journal.write(source.key, identity, row)
@@ -187,7 +191,9 @@ def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:
     summary.bottleneck = stats.bottleneck
 
 
-def _new_summary(scorer: Scorer, options: TableOptions, sources: Sources, resumed: int) -> Summary:
+def _new_summary(
+    scorer: Scorer, options: TableOptions, sources: Sources, resumed: int, resumed_failed: int
+) -> Summary:
     return Summary(
         output=str(options.output),
         model=scorer.bundle.model,
@@ -198,6 +204,7 @@ def _new_summary(scorer: Scorer, options: TableOptions, sources: Sources, resume
         license_note=str(scorer.bundle.weights.get("license_note", "")),
         total=len(sources.items),
         resumed=resumed,
+        resumed_failed=resumed_failed,
         left_out=sources.left_out,
         workers=scorer.workers,
     )

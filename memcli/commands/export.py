@@ -12,7 +12,9 @@ from memcli.spec import Precision
 
 @click.command(name="export")
 @click.argument("model", default=DEFAULT_MODEL)
-@click.option("--bf16", "precision", flag_value="bf16", help="bfloat16, on CPUs that compute in it.")
+@click.option(
+    "--bf16", "precision", flag_value="bf16", help="bfloat16, on CPUs that compute in it."
+)
 @click.option("--int8", "precision", flag_value="int8", help="8-bit integers, calibrated.")
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision, for GPUs.")
 @click.option(

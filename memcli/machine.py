@@ -1,27 +1,95 @@
-"""Facts about this machine: system, processor, memory, GPUs.
+"""Facts about this machine: system, processor, memory, GPUs, and the packages memcli can use.
 
-Read from files and vendor tools, never by importing a runtime. Every probe returns what it could
-find: a machine without /proc or nvidia-smi is no error. Packages are `memcli.packages`' matter.
+Every probe returns what it could find: a machine without /proc or nvidia-smi is no error. Packages
+are imported in processes of their own, because a broken one may take its process with it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 _TOOL_TIMEOUT_S = 10.0
+_IMPORT_TIMEOUT_S = 120.0
 _NVIDIA_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 _MIB = 1 << 20
 # Version 1 and 2 of control groups; a container's limit is often below the machine's memory.
 _MEMORY_LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+# What a package is imported as, first that is there, and what is worth knowing of it.
+_PROBES: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnxruntime": (("onnxruntime",), "m.get_available_providers()"),
+    "openvino": (
+        ("openvino",),
+        "[d + ': ' + c.get_property(d, 'FULL_DEVICE_NAME')"
+        " for c in [m.Core()] for d in c.available_devices]",
+    ),
+    "tensorrt": (("tensorrt", "tensorrt_bindings"), "[]"),
+    "tensorrt-rtx": (("tensorrt_rtx", "tensorrt_rtx_bindings"), "[]"),
+    "av": (
+        ("av",),
+        "[f'{name} {a}.{b}.{c}' for name, (a, b, c) in m.library_versions.items()]",
+    ),
+    "numpy": (("numpy",), "[]"),
+}
+# The path of this process, so that both find the same packages; the last line of the output, since
+# packages may print when they are imported.
+_PROBE_SCRIPT = """
+import importlib, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+try:
+    m = importlib.import_module({module!r})
+    answer = {{"version": m.__version__, "facts": {facts}}}
+except Exception as error:
+    answer = {{"problem": type(error).__name__ + ": " + str(error)}}
+print()
+print(json.dumps(answer))
+"""
+
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "cpu": ("scoring on this CPU", ("onnxruntime", "openvino")),
+    "gpu": ("scoring on an NVIDIA GPU", ("onnxruntime-gpu", "cuda-python", "PyNvVideoCodec")),
+    "tensorrt-rtx": (
+        "TensorRT-RTX engines",
+        ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
+    ),
+    "parquet": ("tables in Parquet", ("pyarrow",)),
+    "quantize": ("int8 exports", ("nncf", "openvino")),
+    "export": ("exports from PyTorch", ("nncf", "openvino", "torch", "transformers", "onnxscript")),
+    "train": ("training", ("torch", "lightning", "scikit-learn", "scipy", "matplotlib")),
+    "eeg": ("EEG recordings", ("mne",)),
+}
+"""Extra -> what it is for, and the distributions it consists of (a test holds it against
+pyproject.toml)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package that memcli can use."""
+
+    version: str | None = None
+    """As the package says itself; None if it is not installed or does not load."""
+    problem: str | None = None
+    """Why it does not load; None if it does, and if it is not installed."""
+    facts: tuple[str, ...] = ()
+    """Execution providers, devices or libraries."""
+
+    @property
+    def usable(self) -> bool:
+        return self.version is not None
 
 
 @dataclass(frozen=True)
@@ -101,6 +169,23 @@ def inspect(root: Path = Path("/")) -> Machine:
         memory=_memory(root),
         nvidia=_nvidia(root),
     )
+
+
+def inspect_packages() -> dict[str, Package]:
+    """Import each package that is installed, all at once; takes a second or two. Raises nothing."""
+    with ThreadPoolExecutor(len(_PROBES)) as pool:
+        return dict(zip(_PROBES, pool.map(_package, _PROBES), strict=True))
+
+
+def missing_of(extra: str) -> tuple[str, ...]:
+    """Distributions of an extra that are not installed here."""
+    return tuple(name for name in EXTRAS[extra][1] if not _is_distribution(name))
+
+
+def onnxruntime_builds() -> tuple[str, ...]:
+    """Installed distributions of ONNX Runtime: two overwrite each other's files."""
+    builds = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+    return tuple(name for name in builds if _is_distribution(name))
 
 
 def cpu_label() -> str:
@@ -232,3 +317,55 @@ def _jetson(root: Path) -> str | None:
         return None
     board = _read(root / "proc/device-tree/model") or "Jetson"
     return f"{board}, L4T R{release[1]}.{release[2]}"
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _package(name: str) -> Package:
+    modules, facts = _PROBES[name]
+    module = next((module for module in modules if _is_module(module)), None)
+    if module is None:
+        return Package()
+    return _ask_package(_PROBE_SCRIPT.format(module=module, facts=facts))
+
+
+def _ask_package(script: str) -> Package:
+    command = [sys.executable, "-c", script, json.dumps(sys.path)]
+    try:
+        done = subprocess.run(  # noqa: S603 (our own interpreter and script)
+            command, capture_output=True, text=True, errors="replace", timeout=_IMPORT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return Package(problem=f"it does not load within {_IMPORT_TIMEOUT_S:.0f} s")
+    except OSError as error:
+        return Package(problem=f"Python cannot be started: {error.strerror}")
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+        if "problem" in answer:
+            return Package(problem=str(answer["problem"]))
+        return Package(version=str(answer["version"]), facts=tuple(map(str, answer["facts"])))
+    except (IndexError, ValueError, KeyError, TypeError):
+        return Package(problem=f"importing it ends Python ({_exit_text(done.returncode)})")
+
+
+def _exit_text(code: int) -> str:
+    """`exit code 1`, or the signal's name, e.g. SIGILL for instructions this CPU lacks."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

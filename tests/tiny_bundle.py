@@ -102,7 +102,7 @@ def brightness_graph() -> onnx.ModelProto:
         helper.make_node("Div", ["means", "white"], ["frame_scores"]),
         helper.make_node("ReduceMean", ["frame_scores", "time"], ["score"], keepdims=0),
     ]
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "pixels": np.array([2, 3, 4], np.int64),
         "white": np.array(255, np.float32),
         "time": np.array([1], np.int64),

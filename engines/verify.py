@@ -15,7 +15,7 @@ import numpy as np
 
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.reference import synthetic_frames
-from memcli.errors import ModelError
+from memcli.errors import EngineError, ModelError
 from memcli.spec import Tolerance
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
     frames = synthetic_frames(
         bundle.prep, reference.clips, reference.frames_per_clip, reference.seed
     )
-    scores = engine.run({INPUT: frames})[FRAME_SCORES].astype(np.float64)
+    scores = run_scores(engine, frames)
     comparison = compare(scores, np.array(reference.frame_scores), reference.tolerance)
     description = engine.describe()
     return ParityReport(
@@ -135,6 +135,19 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
         precision=description.precision,
         frames_per_s=measure_speed(engine, frames) if comparison.passed else 0.0,
     )
+
+
+def run_scores(engine: Engine, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
+    """Frame scores [clips, frames] of uint8 frames [clips, frames, H, W, 3].
+
+    Raises EngineError if the runtime fails or its output has another name or shape.
+    """
+    outputs = engine.run({INPUT: frames})
+    scores = outputs.get(FRAME_SCORES)
+    if scores is None or scores.shape != frames.shape[:2]:
+        got = {name: list(value.shape) for name, value in outputs.items()}
+        raise EngineError(f"the graph gives {got}, not {FRAME_SCORES} {list(frames.shape[:2])}")
+    return scores
 
 
 def measure_speed(engine: Engine, frames: npt.NDArray[np.uint8]) -> float:

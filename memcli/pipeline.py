@@ -6,6 +6,7 @@ source yields exactly one outcome, whatever happens to it; outcomes come in orde
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -18,6 +19,8 @@ from memcli.errors import VideoError, VideoErrorCode
 S = TypeVar("S")  # a source: what names a video
 C = TypeVar("C")  # a clip: what a worker makes of it
 R = TypeVar("R")  # a result: what the engine says of a clip
+
+log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 _WATCHDOG_GRACE_S = 2.0
@@ -206,7 +209,7 @@ class Pipeline(Generic[S, C, R]):
             error = VideoError(
                 VideoErrorCode.INTERNAL, f"unexpected {type(unknown).__name__}: {unknown}"
             )
-            error.__cause__ = unknown
+            log.info("unexpected error while decoding", exc_info=unknown)
         return Outcome(task.source, error=error, decode_s=self._spent(task))
 
     def _spent(self, task: _Task[S]) -> float:

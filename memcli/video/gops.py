@@ -45,6 +45,9 @@ def decode_targets(
     context = source.stream.codec_context
     if context.is_open:
         _restart(context)
+    if not source.probed and context.name == "h264":
+        # Too small a depth loses frames, too large a one only holds them back longer.
+        context.reorder_depth = max(context.reorder_depth, reorder_depth(packets.pts))
     reader = _Reader(source, packets)
     by_time = {pts: number for number, pts in targets.items()}
     if len(by_time) != len(targets):
@@ -87,6 +90,24 @@ def decode_targets(
         raise PlanFailedError("a packet could not be decoded") from error
     if by_time:
         raise PlanFailedError("a frame did not come")
+
+
+def reorder_depth(pts: list[int | None]) -> int:
+    """How many frames come before some frame in decoding order and after it when shown.
+
+    At most 16, as many as H.264 allows (num_reorder_frames, E.2.1).
+    """
+    depth = 0
+    ahead: list[int] = []  # the last timestamps so far, sorted; at most 16 are of interest
+    for time in pts:
+        if time is None:
+            continue
+        place = bisect_right(ahead, time)
+        depth = max(depth, len(ahead) - place)
+        if place or len(ahead) < 16:
+            ahead.insert(place, time)
+            del ahead[:-16]
+    return depth
 
 
 def first_delivered(

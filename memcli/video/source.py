@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import av
@@ -49,8 +50,8 @@ class Source:
 
     container: InputContainer
     stream: VideoStream
-    size_bytes: int
-    fd: int
+    probed: bool
+    """Whether FFmpeg has guessed how far frames are reordered."""
 
 
 @contextmanager
@@ -79,41 +80,75 @@ def open_descriptor(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
 
 
 @contextmanager
-def open_source(fd: int, limits: DecodeLimits, guard: Guard, threads: int) -> Iterator[Source]:
-    """Open the media behind `fd` and choose its video stream; nothing is decoded for us yet.
+def open_source(
+    fd: int, limits: DecodeLimits, guard: Guard, threads: int, *, probe: bool = False
+) -> Iterator[Source]:
+    """Open the media behind `fd` and choose its video stream; no frame is taken yet.
+
+    FFmpeg decodes up to seven frames of H.264 while opening, to guess how far B-frames are
+    reordered; that can take as long as a tenth of all we decode, and happens before the frame
+    size can be checked. MP4 and Matroska headers say all else, and the reordering shows in the
+    packets (see `gops`), so for these it is left out unless `probe` asks for it.
 
     Raises VideoError: NOT_MEDIA, NO_VIDEO, IMAGE, UNSUPPORTED, DAMAGED, TOO_LARGE, READ, TIMEOUT.
     """
     guard.check()
+    probed = probe or not _header_suffices(fd)
+    container = _open(fd, limits, guard, probe=probed)
+    try:
+        stream = _choose_stream(container, fd)
+        _check_size(stream, limits)
+        if not stream.codec_context.width:
+            # Probing leaves no size where it is over the limit; the header still tells it.
+            container.close()
+            container = _open(fd, limits, guard, probe=not probed)
+            stream = _choose_stream(container, fd)
+            _check_size(stream, limits)
+            if probed:
+                container.close()
+                container = _open(fd, limits, guard, probe=True)
+                stream = _choose_stream(container, fd)
+            probed = True
+        for other in container.streams:
+            if other is not stream and _DISCARD is not None:
+                other.discard = _DISCARD.all  # demuxers then skip sound and subtitles unread
+        context = stream.codec_context
+        context.thread_count = max(1, threads)
+        context.thread_type = "AUTO" if threads > 1 else "SLICE"
+        context.options = {"max_pixels": str(limits.max_pixels)}
+        yield Source(container, stream, probed)
+    finally:
+        container.close()
+
+
+def _header_suffices(fd: int) -> bool:
+    head = os.pread(fd, 8, 0)
+    return hasattr(av.VideoCodecContext, "reorder_depth") and (
+        head[4:] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3")
+    )
+
+
+def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputContainer:
     os.lseek(fd, 0, os.SEEK_SET)
     remaining = guard.remaining_s()
+    options = {
+        "fd": str(fd),
+        "protocol_whitelist": "fd",
+        "format_whitelist": _allowed_formats(),
+    }
+    if probe:
+        options["max_pixels"] = str(limits.max_pixels)  # bounds FFmpeg's own decoding
+    else:
+        options["codec_whitelist"] = "none"  # probing may use no decoder; ours is not affected
     try:
-        container = av.open(
+        return av.open(
             "fd:",
-            options={
-                "fd": str(fd),
-                "protocol_whitelist": "fd",
-                "format_whitelist": _allowed_formats(),
-                "max_pixels": str(limits.max_pixels),  # also bounds FFmpeg's own probing
-            },
+            options=options,
             metadata_errors="replace",
             timeout=None if remaining is None else (remaining, remaining),
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _from_open_error(error, fd) from error
-    try:
-        stream = _choose_stream(container, fd)
-        _check_size(stream, limits)
-        for other in container.streams:
-            if other is not stream and _DISCARD is not None:
-                other.discard = _DISCARD.all  # demuxers then skip the bytes of sound and subtitles
-        context = stream.codec_context
-        context.thread_count = max(1, threads)
-        context.thread_type = "AUTO" if threads > 1 else "SLICE"
-        context.options = {"max_pixels": str(limits.max_pixels)}
-        yield Source(container, stream, os.fstat(fd).st_size, fd)
-    finally:
-        container.close()
 
 
 def is_encrypted(fd: int) -> bool:
@@ -126,6 +161,7 @@ def is_encrypted(fd: int) -> bool:
     )
 
 
+@cache
 def _allowed_formats() -> str:
     pictures = sorted(name for name in av.formats_available if name.endswith("_pipe"))
     return ",".join([_VIDEO_FORMATS, _AUDIO_FORMATS, *pictures])

@@ -47,7 +47,7 @@ def survey(fd: int, limits: DecodeLimits, guard: Guard) -> Survey:
     """Decode everything and keep only the timestamps."""
     found = Survey([])
     latest: int | None = None
-    with open_source(fd, limits, guard, threads=1) as source:
+    with open_source(fd, limits, guard, threads=1, probe=True) as source:
         for frame in _frames(source, guard, found):
             pts = frame.pts if frame.pts is not None else frame.dts
             if pts is None:  # no clock at all: one frame per mean frame duration
@@ -68,7 +68,7 @@ def decode_numbers(
 ) -> None:
     """Decode again up to the last wanted frame, handing the wanted ones to `deliver`."""
     last = max(wanted)
-    with open_source(fd, limits, guard, threads=1) as source:
+    with open_source(fd, limits, guard, threads=1, probe=True) as source:
         for number, frame in enumerate(_frames(source, guard, Survey([]))):
             if number in wanted:
                 deliver(number, frame, source)

@@ -1,0 +1,1 @@
+"""From published or trained weights to ONNX graphs: export, fill, precision, parity."""

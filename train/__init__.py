@@ -1,0 +1,1 @@
+"""Training: architectures, data sets, losses. Needs torch; the runtime never imports it."""

@@ -39,14 +39,15 @@ class ClipBuilder:
             )
         rotation = frame_rotation(frame)
         try:
-            prepared = self._preparer.prepare(frame, rotation)
+            first = self._frames[slots[0]]
+            self._preparer.prepare(frame, rotation, out=first)
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(
                 VideoErrorCode.UNSUPPORTED,
                 f"its pixel format {frame.format.name} cannot be turned into RGB",
             ) from error
-        for slot in slots:
-            self._frames[slot] = prepared
+        for slot in slots[1:]:
+            self._frames[slot] = first
         self._used += 1
         if self._info is None:
             turned = rotation % 180 != 0

@@ -45,6 +45,7 @@ def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
     """
     packets = Packets()
     budget = limits.max_packet_bytes
+    number = 0
     is_vp8 = source.stream.codec_context.name in ("vp8", "libvpx")
     while packets.read_errors < _MAX_READ_ERRORS:
         try:
@@ -53,7 +54,8 @@ def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
                 if not size:
                     packets.empty += packet.dts is not None
                     continue
-                if len(packets) % _GUARD_EVERY == 0:
+                number += 1
+                if number % _GUARD_EVERY == 0:
                     guard.check()
                 packets.pts.append(packet.pts)
                 packets.dts.append(packet.dts)
@@ -67,7 +69,7 @@ def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
                     packets.kept.append(packet)
                     if budget < 0:
                         packets.kept = None
-                if len(packets) > limits.max_packets:
+                if number > limits.max_packets:
                     raise VideoError(
                         VideoErrorCode.TOO_LARGE,
                         f"more than {limits.max_packets} frames are over the limit",

@@ -59,6 +59,7 @@ print()
 print(json.dumps(answer))
 """
 
+_EXPORT = ("nncf", "openvino", "torch", "transformers", "onnxscript")
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpu": ("scoring on this CPU", ("onnxruntime", "openvino")),
     "gpu": ("scoring on an NVIDIA GPU", ("onnxruntime-gpu", "cuda-python", "PyNvVideoCodec")),
@@ -68,8 +69,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "parquet": ("tables in Parquet", ("pyarrow",)),
     "quantize": ("int8 exports", ("nncf", "openvino")),
-    "export": ("exports from PyTorch", ("nncf", "openvino", "torch", "transformers", "onnxscript")),
-    "train": ("training", ("torch", "lightning", "scikit-learn", "scipy", "matplotlib")),
+    "export": ("exports from PyTorch", _EXPORT),
+    "train": ("training", (*_EXPORT, "lightning", "scikit-learn", "scipy", "matplotlib")),
     "eeg": ("EEG recordings", ("mne",)),
 }
 """Extra -> what it is for, and the distributions it consists of (a test holds it against

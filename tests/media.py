@@ -138,3 +138,32 @@ def make_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def remux(
+    source: Path,
+    target: Path,
+    *,
+    shift_s: Fraction = Fraction(0),
+    skip_packets: int = 0,
+) -> Path:
+    """Copy the packets of a video unchanged but for the first `skip_packets` and their times.
+
+    Shifted below zero, an MP4 gets an edit list that cuts off what comes before.
+    """
+    options = {"avoid_negative_ts": "disabled"} if shift_s < 0 else {}
+    with (
+        av.open(str(source)) as given,
+        av.open(str(target), "w", options=options) as container,
+    ):
+        stream = container.add_stream_from_template(given.streams.video[0])
+        packets = [p for p in given.demux(video=0) if p.size]
+        for packet in packets[skip_packets:]:
+            assert packet.pts is not None
+            assert packet.dts is not None
+            ticks = int(shift_s / packet.time_base)
+            packet.pts += ticks
+            packet.dts += ticks
+            packet.stream = stream
+            container.mux(packet)
+    return target

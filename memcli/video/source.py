@@ -248,4 +248,6 @@ def frame_rotation(frame: Any) -> int:
     Display matrices that turn by anything else are ignored, as players do.
     """
     degrees = int(frame.rotation)
-    return degrees % 360 if degrees % 90 == 0 else 0
+    quarter_turns = round(degrees / 90)
+    # PyAV cuts 89.99, what a matrix of fixed-point numbers may come to, down to 89.
+    return quarter_turns % 4 * 90 if abs(degrees - 90 * quarter_turns) <= 1 else 0

@@ -1,0 +1,152 @@
+"""Frames to model input: agreement with PIL, colour, crop, rotation."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from memcli.preprocess import FramePreparer, prepare_image
+from memcli.spec import FramePrep
+from tests.media import picture, real_videos
+
+PREP = FramePrep(16, 256, 256, 227, 227)
+FULL = FramePrep(16, 256, 256, 256, 256)
+Pixels = npt.NDArray[np.uint8]
+
+
+def by_pil(rgb: Pixels, prep: FramePrep) -> npt.NDArray[np.int64]:
+    kind = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    size = (prep.resize_width, prep.resize_height)
+    image = np.asarray(Image.fromarray(rgb).resize(size, kind[prep.filter]))
+    top = (prep.resize_height - prep.crop_height) // 2
+    left = (prep.resize_width - prep.crop_width) // 2
+    return image[top : top + prep.crop_height, left : left + prep.crop_width].astype(int)
+
+
+def yuv_frame(y: int, u: int, v: int, fmt: str = "yuv420p") -> av.VideoFrame:
+    frame = av.VideoFrame(64, 64, fmt)
+    for plane, value in zip(frame.planes, (y, u, v), strict=True):
+        plane.update(bytes([value]) * plane.buffer_size)
+    return frame
+
+
+@pytest.mark.parametrize("size", [(480, 640), (720, 1280), (100, 80), (17, 33), (1, 1), (256, 256)])
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_pictures_agree_with_pil(size: tuple[int, int], kind: str) -> None:
+    """Same triangle and cubic, rounded at other places: noise, the worst case, is off by 1 or 2.
+
+    Nearest-neighbour, a missing anti-alias or shifted pixel centres are off by 20 and more.
+    """
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    prep = FramePrep(16, 256, 256, 227, 227, filter=kind)  # type: ignore[arg-type]
+    difference = np.abs(prepare_image(rgb, prep) - by_pil(rgb, prep))
+    # PIL's cubic has a = -0.5, swscale's -0.6: on noise the two differ more than by rounding.
+    limit = (0.3, 2) if kind == "bilinear" else (8.0, 64)
+    assert difference.mean() <= limit[0]
+    assert difference.max() <= limit[1]
+
+
+@pytest.mark.parametrize("path", real_videos("normal", "portrait_square", "vfr_or_odd_pts"))
+def test_video_frames_agree_with_pil(path: Path) -> None:
+    """One pass from 4:2:0 against full-size RGB and PIL: chroma is interpolated once, not twice.
+
+    Measured 0.05 to 0.5 of 255 on average; 0.6 leaves a little. The darkening by 1 to 2.5 without
+    full chroma (see memcli.preprocess) would fail, and would move scores.
+    """
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    rgb = frame.reformat(format="rgb24", interpolation=0x2 | 0x2000 | 0x4000 | 0x40000).to_ndarray()
+    difference = FramePreparer(FULL).prepare(frame) - by_pil(rgb, FULL)
+    assert np.abs(difference).mean() < 0.6
+    assert abs(difference.mean()) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("matrix", "limited", "yuv", "rgb"),
+    [
+        # By hand from the definitions: R = Y' + 2(1-Kr)Cr and so on, Kr and Kb of each matrix.
+        ("601", True, (81, 90, 240), (255, 0, 0)),
+        ("709", True, (63, 102, 240), (255, 0, 0)),
+        ("601", False, (76, 85, 255), (255, 0, 0)),
+        ("709", False, (54, 99, 255), (255, 0, 0)),
+        ("601", True, (235, 128, 128), (255, 255, 255)),
+        ("601", False, (235, 128, 128), (235, 235, 235)),
+        ("709", True, (16, 128, 128), (0, 0, 0)),
+        ("709", False, (16, 128, 128), (16, 16, 16)),
+    ],
+)
+def test_colour_matrix_and_range_of_the_stream(
+    matrix: str, limited: bool, yuv: tuple[int, int, int], rgb: tuple[int, int, int]
+) -> None:
+    frame = yuv_frame(*yuv)
+    frame.colorspace = {"601": 6, "709": 1}[matrix]
+    frame.color_range = 1 if limited else 2
+    pixel = FramePreparer(PREP).prepare(frame)[100, 100]
+    # Each of Y, Cb, Cr above is rounded to a whole number: worth up to 2 in R, G, B.
+    np.testing.assert_allclose(pixel.astype(int), rgb, atol=2)
+
+
+def test_unspecified_colour_is_limited_bt601() -> None:
+    pixel = FramePreparer(PREP).prepare(yuv_frame(81, 90, 240))[0, 0]
+    np.testing.assert_allclose(pixel.astype(int), (255, 0, 0), atol=2)
+
+
+def test_one_preparer_takes_changing_frames() -> None:
+    """Size, pixel format and range may change within a stream; no state may stay behind."""
+    shared = FramePreparer(PREP)
+    frames = [
+        av.VideoFrame.from_ndarray(picture(n, w, h), "rgb24").reformat(format=fmt)
+        for n, (w, h, fmt) in enumerate(
+            [(96, 64, "yuv420p"), (64, 96, "yuv420p10le"), (33, 17, "rgba"), (96, 64, "yuvj420p")]
+        )
+    ]
+    for frame in [*frames, *reversed(frames)]:
+        np.testing.assert_array_equal(shared.prepare(frame), FramePreparer(PREP).prepare(frame))
+
+
+@pytest.mark.parametrize("fmt", ["rgba", "bgra", "gbrp", "yuva444p", "pal8", "gray", "rgb48le"])
+def test_other_pixel_formats(fmt: str) -> None:
+    """Alpha is dropped, not blended; grey becomes grey."""
+    rgb = picture(3, 64, 64)
+    if fmt == "gray":
+        rgb = np.repeat(rgb[..., :1], 3, axis=2)
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
+        format="rgba" if fmt == "pal8" else fmt
+    )
+    else:
+        palette = np.zeros((256, 4), dtype=np.uint8)
+        palette[:, 0] = 255
+        palette[:, 2] = np.arange(256)
+        frame = av.VideoFrame.from_ndarray((rgb[..., 0], palette), "pal8")
+        rgb = np.stack(
+            [np.zeros_like(rgb[..., 0]), rgb[..., 0], np.zeros_like(rgb[..., 0])], axis=2
+        )
+    got = FramePreparer(FULL).prepare(frame).astype(int)
+    # YUV 4:4:4 in 8 bit cannot hold every RGB: up to 3.
+    assert np.abs(got - by_pil(rgb, FULL)).max() <= 3
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_rotation_turns_counter_clockwise_and_keeps_the_aspect_rule(rotation: int) -> None:
+    prep = FramePrep(16, 64, 32, 60, 20)
+    rgb = picture(5, 128, 128)
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    got = FramePreparer(prep).prepare(frame, rotation).astype(int)
+    expected = by_pil(np.ascontiguousarray(np.rot90(rgb, rotation // 90)), prep)
+    assert got.shape == (20, 60, 3)
+    assert np.abs(got - expected).max() <= 2
+
+
+def test_the_result_is_the_callers_own() -> None:
+    """Contiguous, and not overwritten by the next frame."""
+    preparer = FramePreparer(PREP)
+    first = preparer.prepare(av.VideoFrame.from_ndarray(picture(1), "rgb24"))
+    kept = first.copy()
+    preparer.prepare(av.VideoFrame.from_ndarray(picture(2), "rgb24"))
+    np.testing.assert_array_equal(first, kept)
+    assert first.flags.c_contiguous
+    assert first.flags.owndata
+    assert first.dtype == np.uint8

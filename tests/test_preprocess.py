@@ -113,9 +113,8 @@ def test_other_pixel_formats(fmt: str) -> None:
     rgb = picture(3, 64, 64)
     if fmt == "gray":
         rgb = np.repeat(rgb[..., :1], 3, axis=2)
-    frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
-        format="rgba" if fmt == "pal8" else fmt
-    )
+    if fmt != "pal8":
+        frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=fmt)
     else:
         palette = np.zeros((256, 4), dtype=np.uint8)
         palette[:, 0] = 255

@@ -83,7 +83,8 @@ def read_tensors(pickled: bytes) -> dict[str, Tensor]:
 
     Raises ModelError for anything but a flat mapping of names to tensors, naming the first
     forbidden global or opcode. Time is bounded by MAX_OPCODES, memory by a small multiple of
-    `len(pickled)`.
+    `len(pickled)`. No value is ever printed, compared deeply or hashed unless it is a plain string
+    or number: a few bytes can nest or share values so that this would take for ever.
     """
     machine = _Machine()
     try:
@@ -95,7 +96,8 @@ def read_tensors(pickled: bytes) -> dict[str, Tensor]:
         raise ModelError(f"holds a {type(value).__name__.strip('_')}, not a state dict")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ModelError(f"entry {name!r:.80} of the state dict is not a named tensor")
+            shown = repr(name[:80]) if isinstance(name, str) else "without a name"
+            raise ModelError(f"entry {shown} of the state dict is not a named tensor")
     return value
 
 
@@ -147,8 +149,7 @@ class _Machine:
         elif name == "GLOBAL":
             stack.append(_resolve(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
-            module, attribute = self.pop_count(2)
-            stack.append(_resolve(f"{module}.{attribute}"))
+            stack.append(_resolve(".".join(self.pop_count(2))))
         elif name == "REDUCE":
             function, arguments = self.pop_count(2)
             stack.append(_reduce(function, arguments))
@@ -225,7 +226,8 @@ def _reduce(function: object, arguments: object) -> object:
         return _tensor(*arguments[:4])
     if function == _REBUILD_PARAMETER and isinstance(arguments[0], Tensor):
         return arguments[0]
-    raise ValueError(f"REDUCE of {function!r:.80} with {len(arguments)} arguments")
+    what = function.name[:80] if isinstance(function, _Global) else type(function).__name__
+    raise ValueError(f"REDUCE of {what} with {len(arguments)} arguments")
 
 
 def _storage(identifier: object) -> Storage:
@@ -235,7 +237,7 @@ def _storage(identifier: object) -> Storage:
             found = _STORAGE_TYPE.fullmatch(kind)
             if found:
                 return Storage(key, found[1], numel)
-    raise ValueError(f"not the id of a storage: {identifier!r:.80}")
+    raise ValueError("not the id of a storage")
 
 
 def _tensor(storage: object, offset: object, shape: object, stride: object) -> Tensor:
@@ -269,5 +271,5 @@ def _sizes(values: object) -> tuple[int, ...]:
         raise ValueError("sizes that are not a tuple")
     for value in values:
         if type(value) is not int or not 0 <= value < _INT64:
-            raise ValueError(f"not a size: {value!r:.40}")
+            raise ValueError("a size, stride or offset that is none")
     return values

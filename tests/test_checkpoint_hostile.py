@@ -102,7 +102,7 @@ def test_calls_are_refused_by_name(
         (b"S'ls'\n.", "STRING"),
         (b"cos\nsystem\n.", "os.system"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
-        (b"\x80\x04K\x01\x8c\x06system\x93.", "system"),
+        (b"\x80\x04K\x01\x8c\x06system\x93.", "damaged"),
         (b"ctorch._utils\n_rebuild_tensor\n.", "_rebuild_tensor"),
         (b"ctorch\nFloatStorage.__reduce__\n.", "FloatStorage"),
         (b"ctorch\nfloat32\n.", "torch.float32"),
@@ -142,6 +142,58 @@ def test_calls_are_refused_by_name(
 def test_hostile_pickles(tmp_path: Path, pickled: bytes, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_state_dict(archive(tmp_path / "x.pt", pickled))
+
+
+DEEP = b")" + b"\x85" * 200_000
+"""A tuple in a tuple, 200,000 times: printing, hashing or comparing it overflows the stack."""
+
+LAUGHS = b")" + b"".join(b"q\x01h\x01\x86" for _ in range(64))
+"""A tuple of two references to a tuple of two references...: 2**64 elements when printed."""
+
+HUGE = b"\x8b" + struct.pack("<l", 1 << 20) + b"\x7f" * (1 << 20)
+"""An integer of 2.5 million digits."""
+
+
+@pytest.mark.parametrize("value", [DEEP, LAUGHS, HUGE], ids=["deep", "laughs", "huge"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "%",  # the whole state dict
+        "}X\x01\x00\x00\x00w%s",  # a value
+        "}%X\x01\x00\x00\x00ws",  # a key
+        "%Q",
+        "(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x00\x00\x00\x00%tQ",
+        "%)R",
+        "ccollections\nOrderedDict\n%R",
+        "ccollections\nOrderedDict\n(%tR",
+        "ctorch._utils\n_rebuild_tensor_v2\n(%NNNNNtR",
+        "ctorch._utils\n_rebuild_parameter\n(%NNtR",
+        "%X\x01\x00\x00\x00x\x93",
+        "X\x01\x00\x00\x00x%\x93",
+        "]%b",
+        "]%a(%%e",
+    ],
+)
+def test_nested_and_shared_values(template: str, value: bytes) -> None:
+    """Wherever such a value goes, it is refused at once."""
+    pickled = b"\x80\x02" + template.encode("latin-1").replace(b"%", value) + b"."
+    with pytest.raises(ModelError):
+        unpickle.read_tensors(pickled)
+
+
+@pytest.mark.parametrize("value", [DEEP, LAUGHS, HUGE], ids=["deep", "laughs", "huge"])
+@pytest.mark.parametrize("place", ["offset", "shape", "sizes", "hooks"])
+def test_nested_and_shared_values_in_a_tensor(value: bytes, place: str) -> None:
+    storage = b"(" + STORAGE + number(6) + b"tQ"
+    parts = {"offset": b"K\x00", "shape": b"K\x06\x85", "sizes": b"K\x01\x85", "hooks": b"}"}
+    parts[place] = value if place == "offset" else b"(" + value + b"t"
+    body = TENSOR + b"(" + storage + parts["offset"] + parts["shape"] + parts["sizes"]
+    pickled = state(body + b"\x89" + parts["hooks"] + b"tR")
+    if place == "hooks":  # never looked at
+        assert unpickle.read_tensors(pickled)["w"].shape == (6,)
+    else:
+        with pytest.raises(ModelError):
+            unpickle.read_tensors(pickled)
 
 
 @pytest.mark.parametrize(

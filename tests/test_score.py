@@ -226,7 +226,7 @@ def test_paths_from_standard_input(clips: Path, tmp_path: Path) -> None:
         (["score", "x.mp4", "--model", "tiny", "--device", "gpu"], 2, "no device 'gpu'"),
         (["score", "x.mp4", "--model", "tiny", "--engine", "tensorrt"], 3, "TensorRT"),
         (["score", "x.mp4", "--model", "tiny", "--precision", "int8"], 3, "memcli export"),
-        (["score", "x.mp4", "--model", "resmem", "--offline"], 3, "offline"),
+        (["score", "x.mp4", "--model", "resmem", "--offline"], 3, "pull resmem --from"),
         (["score", "x.mp4", "--model", "./nowhere"], 2, "no such bundle"),
         (["models", "rm", "absent"], 3, "not installed"),
         (["models", "show", "resnem"], 3, "did you mean 'resmem'"),

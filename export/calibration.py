@@ -1,0 +1,186 @@
+"""What real frames say about a graph: ranges of its activations, means of its channels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+
+from memcli.engines.verify import INPUT
+from memcli.errors import EngineError, UsageError
+from memcli.export.quantize import ActivationRange
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from memcli.spec import FramePrep
+
+    Clip = npt.NDArray[np.uint8]
+    Frames = npt.NDArray[np.uint8]
+
+MIN_HOLDOUT_CLIPS = 12
+MIN_HOLDOUT_FRAMES = 64
+MIN_CALIBRATION_FRAMES = 64
+MAX_CALIBRATION_FRAMES = 96
+_BATCH = 4
+_SAMPLES = 4096
+"""Values kept of one activation tensor of one batch: enough for a histogram of its bulk."""
+_RATIOS = np.linspace(0.4, 1.0, 25)
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Frames to choose ranges with, and clips that only the final gate sees."""
+
+    frames: Frames
+    """uint8 [N, H, W, 3]"""
+    holdout: Frames
+    """uint8 [clips, T, H, W, 3]"""
+
+
+def make_calibration_set(
+    calibration: Iterable[Clip], holdout: Iterable[Clip], prep: FramePrep
+) -> CalibrationSet:
+    """Check clips [T, H, W, 3] and spread the frames evenly over the calibration clips.
+
+    Raises UsageError if there are too few, one is in both sets, or a shape is not that of `prep`.
+    """
+    kept, held = list(calibration), list(holdout)
+    for clip in (*kept, *held):
+        if clip.ndim != 4 or clip.shape[1:] != prep.frame_shape() or clip.dtype != np.uint8:
+            raise UsageError(
+                f"a clip is {clip.dtype} {list(clip.shape)}, not uint8 [T, "
+                f"{', '.join(map(str, prep.frame_shape()))}]"
+            )
+    if {_digest(clip) for clip in kept} & {_digest(clip) for clip in held}:
+        raise UsageError("a video is both in the calibration and in the holdout set")
+    length = min((len(clip) for clip in held), default=0)
+    frames = sum(len(clip) for clip in kept)
+    if (
+        frames < MIN_CALIBRATION_FRAMES
+        or len(held) < MIN_HOLDOUT_CLIPS
+        or len(held) * length < MIN_HOLDOUT_FRAMES
+    ):
+        raise UsageError(
+            f"int8 needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
+            f"{MIN_HOLDOUT_CLIPS} other videos with {MIN_HOLDOUT_FRAMES} frames to check, "
+            f"not {frames} and {len(held)} with {len(held) * length}",
+            next_step="Give more videos: memcli export MODEL --int8 --data DIR",
+        )
+    pool = np.concatenate(kept)
+    chosen = np.linspace(0, len(pool) - 1, min(len(pool), MAX_CALIBRATION_FRAMES)).round()
+    return CalibrationSet(pool[chosen.astype(int)], np.stack([clip[:length] for clip in held]))
+
+
+def split_by_video(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """Every other clip to calibrate, the others to check; deterministic."""
+    return list(clips[1::2]), list(clips[::2])
+
+
+def activation_ranges(
+    model: ModelProto, tensors: Sequence[str], frames: Frames
+) -> dict[str, ActivationRange]:
+    """The range of each activation tensor that has the least squared error after rounding.
+
+    Searched between 0.4 and 1 times the largest magnitude that occurs in the frames.
+    """
+    samples: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in tensors}
+    largest = dict.fromkeys(tensors, 0.0)
+    signed = dict.fromkeys(tensors, False)
+    random = np.random.default_rng(0)
+    for values in _run(expose(model, tensors), frames):
+        for name in tensors:
+            flat = values[name].reshape(-1)
+            low, high = float(flat.min()), float(flat.max())
+            signed[name] |= low < 0
+            largest[name] = max(largest[name], high, -low)
+            samples[name].append(np.abs(flat[random.integers(0, flat.size, _SAMPLES)]))
+    return {
+        name: best_range(np.concatenate(samples[name]), largest[name], signed=signed[name])
+        for name in tensors
+    }
+
+
+def best_range(
+    magnitudes: npt.NDArray[np.float32], largest: float, *, signed: bool
+) -> ActivationRange:
+    """The clip in [0.4, 1] * largest with the least squared error of rounded `magnitudes`."""
+
+    def error(limits: ActivationRange) -> float:
+        scale = max(limits.clip, 1e-12) / limits.levels
+        rounded = np.minimum(np.round(magnitudes / scale), limits.levels) * scale
+        return float(np.square(rounded - magnitudes).mean())
+
+    return min((ActivationRange(float(r * largest), signed) for r in _RATIOS), key=error)
+
+
+def channel_means(
+    model: ModelProto, tensors: Sequence[str], frames: Frames
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean of every channel of tensors [N, C, H, W] over all frames: float64 [C] by name."""
+    reduced = expose_means(model, tensors)
+    sums = {name: np.float64(0) for name in tensors}
+    for values in _run(reduced, frames):
+        for name in tensors:
+            sums[name] = sums[name] + values[f"{name}.mean"].astype(np.float64).sum(axis=0)
+    return {name: np.asarray(total / len(frames)) for name, total in sums.items()}
+
+
+def expose(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
+    """A copy of `model` with more outputs."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for name in tensors:
+        result.graph.output.append(helper.make_tensor_value_info(name, 1, None))
+    return result
+
+
+def expose_means(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
+    """A copy of `model` with the outputs `NAME.mean` [N, C] of tensors [N, C, H, W]."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "calibration.axes")
+    result.graph.initializer.append(axes)
+    for name in tensors:
+        result.graph.node.append(
+            helper.make_node("ReduceMean", [name, axes.name], [f"{name}.mean"], keepdims=0)
+        )
+        result.graph.output.append(helper.make_tensor_value_info(f"{name}.mean", 1, None))
+    return result
+
+
+def frame_scores(model: ModelProto, frames: Frames, output: str) -> npt.NDArray[np.float64]:
+    """The graph's scores [N] of frames [N, H, W, 3]."""
+    batches = [values[output].reshape(-1) for values in _run(model, frames)]
+    return np.concatenate(batches).astype(np.float64)
+
+
+def _run(model: ModelProto, frames: Frames) -> Iterable[dict[str, npt.NDArray[Any]]]:
+    """Outputs of the graph by name, batch by batch, computed by OpenVINO."""
+    import io
+
+    from memcli.engines.loading import import_runtime, one_line
+
+    ov = import_runtime("openvino")
+    try:
+        core = ov.Core()
+        compiled = core.compile_model(
+            core.read_model(io.BytesIO(model.SerializeToString())),
+            "CPU",
+            {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
+        )
+        names = [value.name for value in model.graph.output]
+        request = compiled.create_infer_request()
+        for start in range(0, len(frames), _BATCH):
+            results = request.infer({INPUT: frames[None, start : start + _BATCH]})
+            yield {name: results[name] for name in names}
+    except RuntimeError as error:
+        raise EngineError(f"openvino cannot run the graph: {one_line(error)}") from error
+
+
+def _digest(clip: Clip) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(clip).data).digest()

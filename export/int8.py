@@ -1,0 +1,199 @@
+"""An int8 graph from an fp32 graph: post-training quantisation under accuracy control.
+
+1. Fold batch normalisation; choose the range of every activation on real frames.
+2. Sweep: quantise one group of neighbouring layers at a time and measure what it does to the
+   scores. Errors of groups are independent to a good approximation, so their squares add up.
+3. Leave the groups that cost most in floating point, as many as the tolerance demands.
+4. Correct biases, front to back: the mean of every channel becomes that of the fp32 graph again.
+   Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction"
+   (2019), section 4.2, with real frames instead of batch normalisation statistics.
+5. Repeat with one more group in floating point until frames of the calibration set agree; the
+   gate on clips that none of this has seen decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memcli.engines.verify import FRAME_SCORES, Comparison, compare
+from memcli.errors import ParityError
+from memcli.export.calibration import (
+    CalibrationSet,
+    activation_ranges,
+    channel_means,
+    frame_scores,
+)
+from memcli.export.fold import fold_batch_norms
+from memcli.export.parity import gate
+from memcli.export.quantize import ActivationRange, Layer, quantisable_layers, quantise
+from memcli.spec import Tolerance
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from onnx import ModelProto
+
+    Frames = npt.NDArray[np.uint8]
+    Biases = dict[str, npt.NDArray[np.float64]]
+
+MAX_GROUPS = 16
+_SWEEP_FRAMES = 24
+_CORRECTION_FRAMES = 48
+_CORRECTION_STEPS = 5
+_MARGIN = 0.8
+"""The calibration frames must agree this much better than the gate demands."""
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Int8Result:
+    """What became of a graph."""
+
+    holdout: Comparison
+    """Against the fp32 graph, on clips that had no part in the calibration."""
+    float_layers: tuple[str, ...]
+    """Convolutions left in floating point because they cost too much accuracy."""
+    int8_layers: int
+
+
+def make_int8(
+    fp32_graph: Path,
+    int8_graph: Path,
+    clips: CalibrationSet,
+    tolerance: Tolerance,
+    report: Callable[[str], None],
+) -> Int8Result:
+    """Write the int8 graph of `fp32_graph`, with its weights beside it as `model.bin`.
+
+    Takes minutes for a large model. Raises ParityError with the numbers of the holdout clips if
+    the tolerance cannot be met, or if the graph has no convolution to quantise.
+    """
+    import onnx
+
+    model = fold_batch_norms(onnx.load(str(fp32_graph)))
+    layers = quantisable_layers(model)
+    if not layers:
+        raise ParityError("the graph has no layer that int8 would make faster")
+    report(f"int8: ranges of {len(layers)} layers on {len(clips.frames)} frames")
+    ranges = activation_ranges(
+        model, list(dict.fromkeys(layer.input for layer in layers)), clips.frames
+    )
+    exact = frame_scores(model, clips.frames, FRAME_SCORES)
+    groups = make_groups(layers)
+    costs = sweep(model, groups, ranges, clips.frames, exact, report)
+    order = [groups[index] for index in np.argsort(costs)[::-1]]
+    left = first_guess(sorted(costs, reverse=True), _MARGIN * tolerance.mean_abs)
+    for _ in range(_ATTEMPTS):
+        chosen = {layer for group in order[left:] for layer in group}
+        quantised = [layer for layer in layers if layer in chosen]
+        report(f"int8: correcting {len(quantised)} layers, {len(layers) - len(quantised)} in float")
+        biases = correct_biases(model, quantised, ranges, clips.frames)
+        candidate = quantise(model, quantised, ranges, biases)
+        scores = frame_scores(candidate, clips.frames, FRAME_SCORES)
+        seen = compare(scores[:, None], exact[:, None], scaled(tolerance, _MARGIN))
+        report(f"int8: calibration frames: {seen.numbers()}")
+        more = min(max(left + 1, round(left * 1.5)), len(order) - 1)
+        if seen.passed or more == left:
+            break
+        left = more
+    holdout = gate(
+        clip_scores(candidate, clips.holdout),
+        clip_scores(model, clips.holdout),
+        tolerance,
+        what="the int8 graph",
+    )
+    report(f"int8: holdout clips: {holdout.numbers()}")
+    save(candidate, int8_graph)
+    kept = tuple(layer.name for layer in layers if layer not in chosen)
+    return Int8Result(holdout, kept, len(quantised))
+
+
+def make_groups(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """At most 16 runs of neighbouring layers, of nearly equal length."""
+    bounds = np.linspace(0, len(layers), min(len(layers), MAX_GROUPS) + 1).round().astype(int)
+    return [list(layers[a:b]) for a, b in itertools.pairwise(bounds)]
+
+
+def sweep(
+    model: ModelProto,
+    groups: Sequence[Sequence[Layer]],
+    ranges: dict[str, ActivationRange],
+    frames: Frames,
+    exact: npt.NDArray[np.float64],
+    report: Callable[[str], None],
+) -> list[float]:
+    """Root mean square error of the frame scores when only one group is in int8."""
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), _SWEEP_FRAMES)).round().astype(int)
+    costs = []
+    for index, group in enumerate(groups):
+        scores = frame_scores(quantise(model, group, ranges), frames[chosen], FRAME_SCORES)
+        costs.append(float(np.sqrt(np.square(scores - exact[chosen]).mean())))
+        report(
+            f"int8: group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
+            f"error {costs[-1]:.4f}"
+        )
+    return costs
+
+
+def first_guess(costs: Sequence[float], target: float) -> int:
+    """How many of the costliest groups to leave in float, from independent errors.
+
+    `costs` in descending order. The mean of |x| of a normal error is 0.8 times its deviation.
+    """
+    squares = np.square(costs)
+    for left in range(len(costs)):
+        if 0.8 * np.sqrt(squares[left:].sum()) <= target:
+            return left
+    return len(costs) - 1
+
+
+def correct_biases(
+    model: ModelProto, layers: Sequence[Layer], ranges: dict[str, ActivationRange], frames: Frames
+) -> Biases:
+    """What to add to the biases of quantised layers, float64 [C] by layer name.
+
+    In a few steps from front to back, so that every step sees the corrected layers before it.
+    """
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), _CORRECTION_FRAMES)).round()
+    used = frames[chosen.astype(int)]
+    fixable = [layer for layer in layers if layer.bias is not None]
+    wanted = channel_means(model, [layer.output for layer in fixable], used)
+    biases: Biases = {}
+    bounds = np.linspace(0, len(fixable), _CORRECTION_STEPS + 1).round().astype(int)
+    for start, end in itertools.pairwise(bounds):
+        step = fixable[start:end]
+        if not step:
+            continue
+        candidate = quantise(model, layers, ranges, biases)
+        got = channel_means(candidate, [layer.output for layer in step], used)
+        biases |= {layer.name: wanted[layer.output] - got[layer.output] for layer in step}
+    return biases
+
+
+def clip_scores(model: ModelProto, clips: Frames) -> npt.NDArray[np.float64]:
+    """Frame scores [clips, T] of clips [clips, T, H, W, 3]."""
+    count, length = clips.shape[:2]
+    frames = clips.reshape(count * length, *clips.shape[2:])
+    return frame_scores(model, frames, FRAME_SCORES).reshape(count, length)
+
+
+def scaled(tolerance: Tolerance, factor: float) -> Tolerance:
+    """A stricter tolerance for frames; the order of frames is not gated, that of clips is."""
+    # The largest of many single frames is larger than that of a few clips: it is not made stricter.
+    return Tolerance(max_abs=tolerance.max_abs, mean_abs=tolerance.mean_abs * factor)
+
+
+def save(model: ModelProto, graph: Path) -> None:
+    """Write `graph` with its tensors in `model.bin` beside it. Raises OSError.
+
+    `model` is no longer of use afterwards: onnx moves the data out of it.
+    """
+    import onnx
+
+    arguments: dict[str, Any] = {"save_as_external_data": True, "location": "model.bin"}
+    onnx.save(model, str(graph), **arguments)

@@ -1,0 +1,335 @@
+"""Making a variant from an installed bundle: int8 end to end on a small network, and refusals."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from tiny_bundle import TINY_PREP, make_graph, make_tiny_bundle
+
+from memcli.engines.bundle import read_bundle, verify_files, write_manifest
+from memcli.engines.select import open_engine
+from memcli.errors import EngineError, ModelError, ParityError, UsageError
+from memcli.export import int8
+from memcli.export.calibration import best_range, make_calibration_set, split_by_video
+from memcli.export.fold import fold_batch_norms
+from memcli.export.parity import gate
+from memcli.export.precision import make_variant
+from memcli.export.quantize import ActivationRange, quantisable_layers, quantise, quantise_weight
+from memcli.spec import Tolerance
+
+INT8 = Tolerance(max_abs=0.02, mean_abs=0.01, min_srcc=0.99)
+SIDE = TINY_PREP.crop_width
+CHANNELS = 16
+
+
+def conv_graph(seed: int = 0) -> onnx.ModelProto:
+    """A small residual network with batch normalisation: frames to a score in [0, 1]."""
+    random = np.random.default_rng(seed)
+    constants = {
+        "images": np.array([-1, SIDE, SIDE, 3], np.int64),
+        "white": np.array(255, np.float32),
+        "vector": np.array([-1, CHANNELS], np.int64),
+        "time": np.array([1], np.int64),
+        "fc.weight": random.normal(0, 0.7, (CHANNELS, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Shape", ["frames"], ["lead"], end=2),
+        helper.make_node("Reshape", ["frames", "images"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "white"], ["x0"]),
+    ]
+
+    def conv(source: str, name: str, channels: int, norm: bool) -> str:
+        shape = (CHANNELS, channels, 3, 3)
+        constants[f"{name}.weight"] = random.normal(0, (2 / 9 / channels) ** 0.5, shape).astype(
+            np.float32
+        )
+        inputs = [source, f"{name}.weight"]
+        nodes.append(helper.make_node("Conv", inputs, [f"{name}.y"], name, pads=[1] * 4))
+        if not norm:
+            return f"{name}.y"
+        parameters = [f"{name}.{part}" for part in ("gamma", "beta", "mean", "var")]
+        for parameter, low in zip(parameters, (0.5, -0.5, -0.2, 0.5), strict=True):
+            constants[parameter] = random.uniform(low, low + 1, CHANNELS).astype(np.float32)
+        nodes.append(
+            helper.make_node("BatchNormalization", [f"{name}.y", *parameters], [f"{name}.n"])
+        )
+        return f"{name}.n"
+
+    nodes.append(helper.make_node("Relu", [conv("x0", "stem", 3, norm=True)], ["x1"]))
+    nodes.append(helper.make_node("Relu", [conv("x1", "first", CHANNELS, norm=True)], ["x2"]))
+    nodes.append(
+        helper.make_node("Add", [conv("x2", "second", CHANNELS, norm=True), "x1"], ["sum"])
+    )
+    nodes += [
+        helper.make_node("Relu", ["sum"], ["x3"]),
+        helper.make_node("GlobalAveragePool", ["x3"], ["pooled"]),
+        helper.make_node("Reshape", ["pooled", "vector"], ["features"]),
+        helper.make_node("MatMul", ["features", "fc.weight"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["scores"]),
+        helper.make_node("Reshape", ["scores", "lead"], ["frame_scores"]),
+        helper.make_node("ReduceMean", ["frame_scores", "time"], ["score"], keepdims=0),
+    ]
+    return make_graph(nodes, constants)
+
+
+def original_scores(frames: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        conv_graph().SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(["frame_scores"], {"frames": frames})[0]
+
+
+def make_clips(count: int, seed: int, length: int = 6) -> list[np.ndarray]:
+    """Clips of different colour and contrast, so that their scores differ."""
+    random = np.random.default_rng(seed)
+    clips = []
+    for _ in range(count):
+        colour = random.uniform(0, 255, 3)
+        noise = random.normal(0, random.uniform(0, 60), (length, SIDE, SIDE, 3))
+        clips.append((colour + noise).clip(0, 255).astype(np.uint8))
+    return clips
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMCLI_HOME", str(tmp_path))
+    made = make_tiny_bundle(tmp_path, graph=conv_graph(), frame_scores=original_scores)
+    return with_tolerance(made, INT8)
+
+
+def with_tolerance(bundle, tolerance):
+    tolerances = {
+        **bundle.spec["tolerances"],
+        "int8": dataclasses.asdict(tolerance),
+        "bf16": dataclasses.asdict(tolerance),
+    }
+    write_manifest(dataclasses.replace(bundle, spec={**bundle.spec, "tolerances": tolerances}))
+    return read_bundle(bundle.root)
+
+
+def content(root):
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_int8_end_to_end(bundle):
+    said = []
+    variant = make_variant(
+        bundle,
+        "int8",
+        calibration=make_clips(12, seed=1),
+        holdout=make_clips(14, seed=2),
+        report=said.append,
+    )
+    installed = read_bundle(bundle.root)
+    assert installed.variants["int8"] == variant
+    assert installed.variants["fp32"] == bundle.variants["fp32"]
+    verify_files(installed, variant)
+    folder = variant.graph.removesuffix("/model.onnx")
+    assert set(variant.files) == {f"{folder}/model.onnx", f"{folder}/model.bin"}
+    assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
+    assert variant.engines == ("openvino",)
+    holdout, engine = variant.parity
+    assert holdout["clips"] == 14
+    assert holdout["max_abs"] <= INT8.max_abs
+    assert holdout["int8_layers"] + len(holdout["float_layers"]) == 2
+    assert engine["passed"]
+    assert any("holdout" in line for line in said)
+    with open_engine(installed, precision="int8").engine as opened:
+        assert opened.describe().precision.startswith("int8+")
+        frames = np.stack(make_clips(14, seed=3))
+        difference = opened.run({"frames": frames})["frame_scores"] - original_scores(frames)
+    assert 0 < np.abs(difference.mean(axis=1)).max() <= INT8.max_abs
+    assert sorted(path.name for path in bundle.root.parent.iterdir()) == ["tiny"]
+
+
+@pytest.mark.parametrize("installed_before", [False, True])
+def test_a_failing_gate_keeps_the_old_bundle(bundle, installed_before):
+    data = {"calibration": make_clips(12, seed=1), "holdout": make_clips(14, seed=2)}
+    if installed_before:
+        make_variant(bundle, "int8", **data)
+    strict = with_tolerance(read_bundle(bundle.root), Tolerance(max_abs=1e-7, mean_abs=1e-7))
+    before = content(strict.root)
+    with pytest.raises(ParityError, match=r"max \|difference\|"):
+        make_variant(strict, "int8", **data)
+    assert content(strict.root) == before
+    assert [path.name for path in strict.root.parent.iterdir()] == ["tiny"]
+
+
+def test_another_int8_replaces_the_first(bundle):
+    holdout = make_clips(14, seed=2)
+    make_variant(bundle, "int8", calibration=make_clips(12, seed=1), holdout=holdout)
+    second = make_variant(bundle, "int8", calibration=make_clips(12, seed=9), holdout=holdout)
+    folder = second.graph.removesuffix("/model.onnx")
+    assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
+    verify_files(read_bundle(bundle.root), second)
+
+
+def test_int8_needs_enough_and_different_videos(bundle):
+    clips = make_clips(26, seed=1)
+    with pytest.raises(UsageError, match="at least 64 frames to calibrate and 12 other videos"):
+        make_variant(bundle, "int8")
+    with pytest.raises(UsageError, match="not 72 and 11 with 66"):
+        make_variant(bundle, "int8", calibration=clips[:12], holdout=clips[12:23])
+    with pytest.raises(UsageError, match="both in the calibration"):
+        make_variant(bundle, "int8", calibration=clips[:12], holdout=clips[11:])
+    with pytest.raises(UsageError, match="a clip is float64"):
+        make_variant(bundle, "int8", calibration=[clips[0].astype(float)], holdout=clips)
+    with pytest.raises(UsageError, match="not uint8"):
+        make_variant(bundle, "int8", calibration=[clips[0][:, :5]], holdout=clips)
+
+
+def test_precisions_that_cannot_be_made(bundle, monkeypatch):
+    from memcli.engines import openvino
+
+    with pytest.raises(UsageError, match="fp32"):
+        make_variant(bundle, "fp32")
+    with pytest.raises(EngineError, match="fp16"):
+        make_variant(bundle, "fp16")
+    monkeypatch.setattr(openvino, "cpu_capabilities", lambda: frozenset({"FP32"}))
+    with pytest.raises(EngineError, match="no native bf16"):
+        make_variant(bundle, "bf16")
+    assert set(read_bundle(bundle.root).variants) == {"fp32"}
+
+
+def test_no_tolerance_no_gate_no_variant(tmp_path):
+    bundle = make_tiny_bundle(tmp_path)
+    with pytest.raises(ModelError, match="no tolerance"):
+        make_variant(bundle, "int8", calibration=make_clips(12, 1), holdout=make_clips(14, 2))
+
+
+def test_a_graph_without_convolutions(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMCLI_HOME", str(tmp_path))
+    bundle = with_tolerance(make_tiny_bundle(tmp_path), INT8)
+    with pytest.raises(ParityError, match="no layer"):
+        make_variant(bundle, "int8", calibration=make_clips(12, 1), holdout=make_clips(14, 2))
+
+
+@pytest.mark.skipif(
+    "BF16" not in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this CPU has no native bf16",
+)
+def test_bf16_executes_the_fp32_graph(bundle):
+    variant = make_variant(bundle, "bf16")
+    assert variant.graph == bundle.variants["fp32"].graph
+    assert open_engine(read_bundle(bundle.root), precision="bf16").engine.describe().precision == (
+        "bf16"
+    )
+
+
+def test_folding_changes_nothing_but_rounding():
+    folded = fold_batch_norms(conv_graph())
+    assert not [node for node in folded.graph.node if node.op_type == "BatchNormalization"]
+    onnx.checker.check_model(folded)
+    frames = np.stack(make_clips(3, seed=5))
+    session = onnxruntime.InferenceSession(
+        folded.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    scores = session.run(["frame_scores"], {"frames": frames})[0]
+    np.testing.assert_allclose(scores, original_scores(frames), atol=1e-5)
+
+
+def test_folding_keeps_what_something_else_reads():
+    model = conv_graph()
+    model.graph.output.append(helper.make_tensor_value_info("first.y", 1, None))
+    folded = fold_batch_norms(model)
+    kept = [node for node in folded.graph.node if node.op_type == "BatchNormalization"]
+    assert [node.input[0] for node in kept] == ["first.y"]
+
+
+def test_few_channels_stay_in_float():
+    layers = quantisable_layers(fold_batch_norms(conv_graph()))
+    assert [layer.name for layer in layers] == ["first", "second"]
+    assert [layer.bias for layer in layers] == ["first.bias", "second.bias"]
+
+
+def test_quantised_graph_is_valid_onnx_and_close_in_another_runtime():
+    """ONNX Runtime with its graph optimisation off computes what the standard says."""
+    model = fold_batch_norms(conv_graph())
+    layers = quantisable_layers(model)
+    ranges = {"x1": ActivationRange(6, signed=False), "x2": ActivationRange(8, signed=False)}
+    quantised = quantise(model, layers, ranges, {"first": np.zeros(CHANNELS)})
+    onnx.checker.check_model(quantised, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        quantised.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    frames = np.stack(make_clips(6, seed=5))
+    exact = session.run(["frame_scores"], {"frames": frames})[0]
+    np.testing.assert_allclose(exact, original_scores(frames), atol=0.03)
+    # OpenVINO's integer kernels against the standard: the order of float operations differs.
+    np.testing.assert_allclose(int8.clip_scores(quantised, frames), exact, atol=2e-3)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_weights_are_rounded_to_the_nearest_of_127_values(seed):
+    random = np.random.default_rng(seed)
+    weight = random.normal(0, 1, (5, 3, 3, 3)).astype(np.float32) * 10 ** random.uniform(-6, 3)
+    weight[2] = 0
+    values, scales = quantise_weight(weight)
+    assert np.abs(values).max() == 63
+    restored = values * scales[:, None, None, None]
+    assert np.all(np.abs(restored - weight) <= scales[:, None, None, None] * 0.501)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_ranges_clip_outliers_and_nothing_else(signed):
+    random = np.random.default_rng(0)
+    uniform = random.uniform(0, 1, 20_000).astype(np.float32)
+    assert best_range(uniform, 1.0, signed=signed).clip == pytest.approx(1.0)
+    outlier = np.append(random.normal(0, 0.1, 20_000), 3.0).astype(np.float32)
+    assert best_range(np.abs(outlier), 3.0, signed=signed).clip < 3.0
+    assert best_range(np.zeros(9, np.float32), 0.0, signed=signed).clip == 0
+
+
+def test_first_guess_adds_squares():
+    assert int8.first_guess([0.01, 0.001], target=0.02) == 0
+    assert int8.first_guess([0.03, 0.01, 0.01], target=0.012) == 1
+    assert int8.first_guess([0.9, 0.9], target=0.01) == 1
+
+
+def test_gate_names_the_worst_clip():
+    reference = np.full((3, 2), 0.5)
+    candidate = reference + np.array([[0.0], [0.1], [0.0]])
+    with pytest.raises(ParityError) as caught:
+        gate(candidate, reference, INT8, what="the graph", names=["a.mp4", "b.mp4", "c.mp4"])
+    assert "worst: b.mp4 (0.6000 instead of 0.5000)" in str(caught.value)
+    assert "Allowed: max 0.02, mean 0.01, SRCC at least 0.99" in str(caught.value)
+    assert gate(reference, reference, INT8, what="the graph").passed
+
+
+def test_calibration_frames_are_spread_over_all_clips():
+    clips = [np.full((10, SIDE, SIDE, 3), value, np.uint8) for value in range(30)]
+    data = make_calibration_set(clips, make_clips(14, seed=2, length=5), TINY_PREP)
+    assert data.frames.shape == (96, SIDE, SIDE, 3)
+    assert set(data.frames[:, 0, 0, 0].tolist()) == set(range(30))
+    assert data.holdout.shape == (14, 5, SIDE, SIDE, 3)
+
+
+def test_split_by_video_uses_every_clip_once():
+    clips = make_clips(5, seed=0)
+    calibration, holdout = split_by_video(clips)
+    assert len(holdout) == 3
+    assert {id(clip) for clip in (*calibration, *holdout)} == {id(clip) for clip in clips}
+
+
+def test_initialisers_of_the_quantised_graph_hold_no_float_weights():
+    model = fold_batch_norms(conv_graph())
+    layers = quantisable_layers(model)
+    ranges = {layer.input: ActivationRange(6, signed=False) for layer in layers}
+    tensors = {t.name: t for t in quantise(model, layers, ranges).graph.initializer}
+    assert "first.weight" not in tensors
+    assert numpy_helper.to_array(tensors["first.weight.int8"]).dtype == np.int8

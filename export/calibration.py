@@ -26,6 +26,8 @@ MIN_HOLDOUT_CLIPS = 12
 MIN_HOLDOUT_FRAMES = 64
 MIN_CALIBRATION_FRAMES = 64
 MAX_CALIBRATION_FRAMES = 96
+MAX_RANGE_FRAMES = 48
+"""Ranges settle early, and every activation of every frame passes through numpy for them."""
 _BATCH = 4
 _SAMPLES = 4096
 """Values kept of one activation tensor of one batch: enough for a histogram of its bulk."""
@@ -71,14 +73,25 @@ def make_calibration_set(
             f"not {frames} and {len(held)} with {len(held) * length}",
             next_step="Give more videos: memcli export MODEL --int8 --data DIR",
         )
-    pool = np.concatenate(kept)
-    chosen = np.linspace(0, len(pool) - 1, min(len(pool), MAX_CALIBRATION_FRAMES)).round()
-    return CalibrationSet(pool[chosen.astype(int)], np.stack([clip[:length] for clip in held]))
+    pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
+    return CalibrationSet(pool, np.stack([clip[:length] for clip in held]))
+
+
+def spread(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """At most `count` of the values [N, ...], evenly spread from the first to the last."""
+    chosen = np.linspace(0, len(values) - 1, min(len(values), count)).round()
+    picked: npt.NDArray[Any] = values[chosen.astype(int)]
+    return picked
 
 
 def split_by_video(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
-    """Every other clip to calibrate, the others to check; deterministic."""
-    return list(clips[1::2]), list(clips[::2])
+    """Clips in order of their paths -> those to calibrate with, those to hold out.
+
+    Cut once, in the middle: neighbours by name are often versions of the same video, and must not
+    be on both sides.
+    """
+    middle = (len(clips) + 1) // 2
+    return list(clips[middle:]), list(clips[:middle])
 
 
 def activation_ranges(
@@ -92,7 +105,7 @@ def activation_ranges(
     largest = dict.fromkeys(tensors, 0.0)
     signed = dict.fromkeys(tensors, False)
     random = np.random.default_rng(0)
-    for values in _run(expose(model, tensors), frames):
+    for values in _run(expose(model, tensors), spread(frames, MAX_RANGE_FRAMES)):
         for name in tensors:
             flat = values[name].reshape(-1)
             low, high = float(flat.min()), float(flat.max())

@@ -80,7 +80,8 @@ def full_decode(
             for frame in frames:
                 turn = frame.rotation % 360 if frame.rotation % 90 == 0 else 0
                 stamp = frame.pts if frame.pts is not None else frame.dts
-                assert stamp is not None
+                if stamp is None:  # no clock in the file: frames are equally long
+                    stamp = len(prepared) * frame.duration
                 prepared.append((stamp, frame.duration or 0, preparer.prepare(frame, turn)))
     prepared.sort(key=lambda row: row[0])
     starts = [Fraction(row[0]) for row in prepared]

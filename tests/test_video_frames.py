@@ -15,8 +15,9 @@ import pytest
 
 from memcli.video import Clip, DecodeLimits, read_clip
 from memcli.video import clip as clip_module
+from memcli.video.files import open_descriptor
 from memcli.video.gops import PlanFailedError, decode_targets
-from memcli.video.source import open_descriptor, open_source
+from memcli.video.source import open_source
 from memcli.video.timeline import scan
 from memcli.video.types import Guard
 from tests.media import PREP, SOUND_FOLDERS, full_decode, make_video, real_video, real_videos, remux

@@ -12,8 +12,9 @@ from memcli.errors import VideoError, VideoErrorCode
 from memcli.spec import FramePrep, Sampling
 from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
+from memcli.video.files import open_descriptor
 from memcli.video.sampling import check_count, midpoint_ticks, shown_at
-from memcli.video.source import Source, is_encrypted, open_descriptor, open_source
+from memcli.video.source import Source, is_encrypted, open_source
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard
 
@@ -49,7 +50,7 @@ def read_clip(
     try:
         with open_descriptor(path) as fd:
             if sampling == "keyframe":
-                clip = keyframes.read(fd, ClipBuilder(prep, count, limits), limits, guard)
+                clip = keyframes.read(fd, lambda: ClipBuilder(prep, count, limits), limits, guard)
                 if clip is not None:
                     return clip
             return _read_exact(fd, prep, count, threads, limits, guard)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import av
 from av.video.codeccontext import VideoCodecContext
 
-from memcli.video.source import Source
+from memcli.video.source import Source, video_packets
 from memcli.video.timeline import Packets
 from memcli.video.types import Guard, VideoPacket
 
@@ -225,7 +225,7 @@ class _Reader:
                 container.seek(time, stream=stream, backward=True)
             except av.FFmpegError:
                 continue
-            self._stream = container.demux(stream)
+            self._stream = video_packets(self._source)
             for packet in self._stream:
                 if packet.size and (packet.pts, packet.dts) == (pts, dts):
                     self._first = packet

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import av
 
 from memcli.video.builder import ClipBuilder
 from memcli.video.sampling import midpoint_ticks
-from memcli.video.source import Source, open_source
+from memcli.video.source import Source, open_source, video_packets
 from memcli.video.timeline import scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard, VideoPacket, timeout_error
 
 _PACKETS_TO_KEY = 2000  # packets read at most after a seek until a key frame comes
 
 
-def read(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip | None:
+def read(
+    fd: int, new_builder: Callable[[], ClipBuilder], limits: DecodeLimits, guard: Guard
+) -> Clip | None:
     """A clip of key frames, or None where key frames alone cannot make one.
 
     Raises VideoError and DecodeCancelledError as `read_clip` does.
@@ -31,11 +33,11 @@ def read(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> C
         with open_source(fd, limits, guard, threads=1) as source:
             if source.container.format.name in ("gif", "apng"):
                 return None  # small, and its frames build on each other
-            clip = _by_index(source, builder, guard)
+            clip = _by_index(source, new_builder(), guard)
             if clip is not None:
                 return clip
         with open_source(fd, limits, guard, threads=1) as source:
-            return _by_scan(source, builder, limits, guard)
+            return _by_scan(source, new_builder(), limits, guard)
     except av.error.ExitError as error:
         raise timeout_error() from error
 
@@ -59,15 +61,23 @@ def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None
         return None
     try:
         container.seek(start, stream=stream, backward=True)  # Matroska reads its index only now
+        first = _next_key(source, None)
+    except av.error.ExitError:
+        raise
     except av.FFmpegError:
         return None
     keys = sorted({e.timestamp for e in stream.index_entries if e.is_keyframe and not e.is_discard})
-    if not _covers(keys, start, start + length):
+    if first is None or first.pts is None or not _covers(keys, start, start + length):
         return None
+    start = first.pts  # headers may start a frame earlier, as AVI's do
+    # MP4 lists decoding times. How much later a key frame is shown is the same for all of them
+    # (the reordering depth), so the first tells.
+    later = first.pts - keys[0] if keys[0] in (first.dts, first.pts) else 0
+    shown = [key + later for key in keys]
     instants = midpoint_ticks(start, start + length, builder.count)
     slots: dict[int, list[int]] = defaultdict(list)
     for slot, instant in enumerate(instants):
-        slots[keys[nearest(keys, instant)]].append(slot)
+        slots[keys[nearest(shown, instant)]].append(slot)
     starts = [start] * builder.count
     for key in sorted(slots):
         guard.check()
@@ -117,10 +127,11 @@ def _by_scan(
     return builder.clip(ticks, timeline.end - timeline.begin, source.stream.time_base, None)
 
 
-def _next_key(source: Source, time: int) -> VideoPacket | None:
-    for count, packet in enumerate(source.container.demux(source.stream)):
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        reached = (packet.pts is not None and packet.pts >= time) or stamp is None or stamp >= time
+def _next_key(source: Source, time: int | None) -> VideoPacket | None:
+    """The next key frame, of those at or after `time` by either clock."""
+    for count, packet in enumerate(video_packets(source)):
+        stamps = [stamp for stamp in (packet.pts, packet.dts) if stamp is not None]
+        reached = time is None or not stamps or max(stamps) >= time
         if reached and packet.size and packet.is_keyframe and not packet.is_discard:
             return packet
         if count > _PACKETS_TO_KEY:

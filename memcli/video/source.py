@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from memcli.errors import VideoError, VideoErrorCode
-from memcli.video.types import DecodeLimits, Guard, timeout_error
+from memcli.video.files import from_os_error
+from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
 # Demuxers of files that hold their own media. Left out on purpose: everything that opens other
 # files or addresses (hls, dash, concat, sdp, image2 and the like) and capture devices.
@@ -52,31 +52,6 @@ class Source:
     stream: VideoStream
     probed: bool
     """Whether FFmpeg has guessed how far frames are reordered."""
-
-
-@contextmanager
-def open_descriptor(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iterator[int]:
-    """A descriptor of a regular file with something in it, closed at the end.
-
-    Raises VideoError: MISSING, PERMISSION, NOT_A_FILE, EMPTY or READ. Never blocks: FIFOs,
-    sockets and devices are refused before and after opening.
-    """
-    name = os.fsencode(path)
-    try:
-        _check_kind(os.stat(name))  # noqa: PTH116, bytes are names too
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except ValueError as error:  # a null byte in the name
-        raise VideoError(VideoErrorCode.MISSING, "no file can have this name") from error
-    except OSError as error:
-        raise _from_os_error(error) from error
-    try:
-        status = os.fstat(fd)
-        _check_kind(status)  # again: the name may lead elsewhere by now
-        if status.st_size == 0:
-            raise VideoError(VideoErrorCode.EMPTY, "the file is empty (zero bytes)")
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager
@@ -115,7 +90,7 @@ def open_source(
         context = stream.codec_context
         context.thread_count = max(1, threads)
         context.thread_type = "AUTO" if threads > 1 else "SLICE"
-        context.options = {"max_pixels": str(limits.max_pixels)}
+        context.options = {"max_pixels": _decoder_limit(limits)}
         yield Source(container, stream, probed)
     finally:
         container.close()
@@ -137,7 +112,7 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         "format_whitelist": _allowed_formats(),
     }
     if probe:
-        options["max_pixels"] = str(limits.max_pixels)  # bounds FFmpeg's own decoding
+        options["max_pixels"] = _decoder_limit(limits)  # bounds FFmpeg's own decoding
     else:
         options["codec_whitelist"] = "none"  # probing may use no decoder; ours is not affected
     try:
@@ -149,6 +124,24 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _from_open_error(error, fd) from error
+
+
+def video_packets(source: Source) -> Iterator[VideoPacket]:
+    """Packets of the video stream from where the file is, those without content included.
+
+    Raises av.FFmpegError on what cannot be read; call again to go on behind it.
+    """
+    try:
+        yield from source.container.demux(source.stream)
+    except IndexError:
+        # Of a stream that turned up while reading: PyAV's demux looks for it in its list when it
+        # flushes at the end of the file (InputContainer.demux, "Flush!"), so all has been read.
+        return
+
+
+def _decoder_limit(limits: DecodeLimits) -> str:
+    """What decoders may allocate: they count pixels with padding to blocks of up to 128 × 128."""
+    return str(limits.max_pixels * 5 // 4 + (1 << 20))
 
 
 def is_encrypted(fd: int) -> bool:
@@ -167,35 +160,6 @@ def _allowed_formats() -> str:
     return ",".join([_VIDEO_FORMATS, _AUDIO_FORMATS, *pictures])
 
 
-def _check_kind(status: os.stat_result) -> None:
-    mode = status.st_mode
-    if stat.S_ISREG(mode):
-        return
-    for test, kind in (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a named pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    ):
-        if test(mode):
-            raise VideoError(VideoErrorCode.NOT_A_FILE, f"this is {kind}, not a file")
-    raise VideoError(VideoErrorCode.NOT_A_FILE, "this is a device, not a file")
-
-
-def _from_os_error(error: OSError) -> VideoError:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return VideoError(VideoErrorCode.MISSING, "there is no such file")
-    if error.errno == errno.ELOOP:
-        return VideoError(VideoErrorCode.NOT_A_FILE, "the symbolic link leads in a circle")
-    if error.errno == errno.ENAMETOOLONG:
-        return VideoError(VideoErrorCode.MISSING, "no file can have a name this long")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return VideoError(VideoErrorCode.PERMISSION, "no permission to read the file")
-    if error.errno == errno.ENXIO:
-        return VideoError(VideoErrorCode.NOT_A_FILE, "this is a socket or device, not a file")
-    reason = os.strerror(error.errno) if error.errno else "unknown reason"
-    return VideoError(VideoErrorCode.READ, f"the file cannot be read ({reason})")
-
-
 def _from_open_error(error: Exception, fd: int) -> VideoError:
     code = VideoErrorCode
     if isinstance(error, av.error.ExitError):
@@ -203,9 +167,9 @@ def _from_open_error(error: Exception, fd: int) -> VideoError:
     try:
         head = os.pread(fd, 64, 0)
     except OSError as read_error:
-        return _from_os_error(read_error)
+        return from_os_error(read_error)
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
-        return _from_os_error(error)
+        return from_os_error(error)
     if head.startswith(_PLAYLIST_STARTS):
         return VideoError(code.NOT_MEDIA, "a playlist or a text file, not a video")
     if head.startswith(_CONTAINER_STARTS) or head[4:8] in _CONTAINER_BOXES:

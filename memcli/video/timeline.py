@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import av
 
 from memcli.errors import VideoError, VideoErrorCode
-from memcli.video.source import Source
+from memcli.video.source import Source, video_packets
 from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
 _MAX_READ_ERRORS = 8
@@ -49,7 +49,7 @@ def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
     is_vp8 = source.stream.codec_context.name in ("vp8", "libvpx")
     while packets.read_errors < _MAX_READ_ERRORS:
         try:
-            for packet in source.container.demux(source.stream):
+            for packet in video_packets(source):
                 size = packet.size
                 if not size:
                     packets.empty += packet.dts is not None

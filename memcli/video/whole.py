@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import av
 
-from memcli.video.source import Source, open_source
+from memcli.video.source import Source, open_source, video_packets
 from memcli.video.timeline import last_duration
 from memcli.video.types import DecodeLimits, Guard, timeout_error
 
@@ -81,7 +81,7 @@ def _frames(source: Source, guard: Guard, found: Survey) -> Iterator[av.VideoFra
     read_errors = 0
     while read_errors < _MAX_READ_ERRORS:
         try:
-            for packet in source.container.demux(source.stream):
+            for packet in video_packets(source):
                 guard.check()
                 if not packet.size:
                     continue

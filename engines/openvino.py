@@ -123,6 +123,8 @@ def open_openvino(
             where=str(graph),
             next_step="Use --precision fp32",
         )
+    if precision != "int8" and used != precision:
+        raise EngineError(f"openvino would compute in {used}, not in {precision}, on this CPU")
     return OpenVinoEngine(
         compiled,
         EngineDescription(

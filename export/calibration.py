@@ -1,17 +1,18 @@
-"""What real frames say about a graph: ranges of its activations, means of its channels."""
+"""Real frames for int8: reading them, and what they say about a graph."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from memcli.engines.verify import INPUT
-from memcli.errors import EngineError, UsageError
+from memcli.errors import EngineError, UsageError, VideoError
 from memcli.export.quantize import ActivationRange
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Clip = npt.NDArray[np.uint8]
     Frames = npt.NDArray[np.uint8]
 
+MAX_CLIPS = 64
 MIN_HOLDOUT_CLIPS = 12
 MIN_HOLDOUT_FRAMES = 64
 MIN_CALIBRATION_FRAMES = 64
@@ -42,6 +44,45 @@ class CalibrationSet:
     """uint8 [N, H, W, 3]"""
     holdout: Frames
     """uint8 [clips, T, H, W, 3]"""
+
+
+@dataclass(frozen=True)
+class CalibrationClips:
+    """Clips uint8 [T, H, W, 3] of different videos."""
+
+    calibration: list[Clip]
+    holdout: list[Clip]
+
+
+def read_calibration(
+    folder: Path, prep: FramePrep, *, report: Callable[[str], None] = lambda _: None
+) -> CalibrationClips:
+    """Clips of at most 64 videos in a folder, spread over it; half of them are held out.
+
+    Files that are no videos, and still pictures, are left out. Raises UsageError if the folder
+    cannot be read or holds no video.
+    """
+    from memcli.video import read_clip
+
+    if not folder.is_dir():
+        raise UsageError("not a folder", where=str(folder))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    clips: list[Clip] = []
+    for path in paths[:: max(1, len(paths) // MAX_CLIPS)]:
+        try:
+            frames = read_clip(path, prep).frames
+        except VideoError as error:
+            report(f"not used: {path.name}: {error.what}")
+            continue
+        if any((frame != frames[0]).any() for frame in frames[1:]):
+            clips.append(frames)
+        else:
+            report(f"not used: {path.name}: a still picture")
+    if not clips:
+        raise UsageError("no videos to calibrate with", where=str(folder))
+    report(f"{len(clips)} videos, half of them to check with")
+    calibration, holdout = split_by_video(clips[:MAX_CLIPS])
+    return CalibrationClips(calibration, holdout)
 
 
 def make_calibration_set(
@@ -71,7 +112,7 @@ def make_calibration_set(
             f"int8 needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
             f"{MIN_HOLDOUT_CLIPS} other videos with {MIN_HOLDOUT_FRAMES} frames to check, "
             f"not {frames} and {len(held)} with {len(held) * length}",
-            next_step="Give more videos: memcli export MODEL --int8 --data DIR",
+            next_step="Give more videos: memcli export MODEL --int8 --calibration DIR",
         )
     pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
     return CalibrationSet(pool, np.stack([clip[:length] for clip in held]))

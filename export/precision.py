@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from memcli.engines.bundle import (
     Bundle,
@@ -22,7 +24,7 @@ from memcli.engines.loading import import_runtime
 from memcli.engines.openvino import open_openvino, require_cpu_precision
 from memcli.engines.reference import synthetic_frames
 from memcli.engines.verify import Reference, run_scores
-from memcli.errors import EngineError, ModelError, OutputError, UsageError
+from memcli.errors import ModelError, OutputError, UsageError
 from memcli.export.build import (
     FP32_GRAPH,
     gate_everywhere,
@@ -32,10 +34,10 @@ from memcli.export.build import (
 )
 from memcli.export.calibration import make_calibration_set
 from memcli.export.int8 import make_int8
+from memcli.export.parity import gate
 from memcli.spec import Precision, Tolerance
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Clip = npt.NDArray[np.uint8]
@@ -56,27 +58,27 @@ def make_variant(
 
     int8 needs real clips, uint8 [T, H, W, 3], prepared as for scoring: `calibration` to choose
     ranges and layers with, `holdout` (at least 12 other videos, 64 frames) for the gate. bf16
-    executes the fp32 graph in bf16 and needs none.
+    executes the fp32 graph in bf16; it is gated on `holdout` too if there is any. The last entry of
+    the variant's `parity` is the gate on holdout clips.
 
     Until the gate has passed the installed bundle is not touched. Raises ParityError with the
     numbers if it does not pass, EngineError if this CPU or version cannot execute the precision,
     UsageError for too few clips, ModelError for a damaged bundle, OutputError for a full disk.
     """
-    if precision == "fp32":
-        raise UsageError("fp32 is what every other precision is made from; it is installed already")
+    check_precision(precision)
     if "fp32" not in bundle.variants:
         raise ModelError("the bundle has no fp32 graph to start from", where=str(bundle.root))
-    require_cpu_precision(precision)
     tolerance = _tolerance(bundle, precision)
     verify_files(bundle, bundle.variants["fp32"])
-    if precision == "int8":
-        clips = make_calibration_set(calibration, holdout, bundle.prep)
-    elif precision != "bf16":
-        raise EngineError(f"{precision} is not available in this version")
     reference = replace(Reference.from_dict(bundle.variants["fp32"].reference), tolerance=tolerance)
     if precision == "bf16":
         variant = make_float_variant(bundle.root, precision, reference, {})
-        return _add(bundle, _gated(bundle, variant, report), None)
+        variant = _gated(bundle, variant, report)
+        held = list(holdout)
+        if held:
+            variant = replace(variant, parity=[*variant.parity, _bf16_parity(bundle, held, report)])
+        return _add(bundle, variant, None)
+    clips = make_calibration_set(calibration, holdout, bundle.prep)
     staging = bundle.root.with_name(f".{bundle.root.name}.making-{os.getpid()}")
     try:
         staging.mkdir(parents=True)
@@ -93,21 +95,41 @@ def make_variant(
             engines=("openvino",),
             files=hash_files(staging, graph_files(staging, graph)),
             reference=_own_reference(staged, graph, reference).to_dict(),
-            parity=[
-                {
-                    **asdict(result.holdout),
-                    "frames_of": "holdout videos",
-                    "int8_layers": result.int8_layers,
-                    "float_layers": list(result.float_layers),
-                }
-            ],
             made_by=versions({"openvino": import_runtime("openvino").__version__}),
         )
-        return _add(bundle, _gated(staged, variant, report), staging / folder)
+        measured = {
+            **asdict(result.holdout),
+            "frames_of": "holdout videos",
+            "int8_layers": result.int8_layers,
+            "float_layers": list(result.float_layers),
+        }
+        variant = _gated(staged, variant, report)
+        variant = replace(variant, parity=[*variant.parity, measured])
+        return _add(bundle, variant, staging / folder)
     except OSError as error:
         raise OutputError(f"cannot write the graph: {error}", where=str(bundle.root)) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_precision(precision: Precision) -> None:
+    """Raise, saying why and what to do, if this machine and version cannot make `precision`."""
+    if precision == "fp32":
+        raise UsageError("fp32 is what every other precision is made from; it is installed already")
+    require_cpu_precision(precision)
+
+
+def _bf16_parity(bundle: Bundle, clips: list[Clip], report: Report) -> dict[str, Any]:
+    """bf16 against fp32 on real clips. Raises ParityError."""
+    graph = bundle.root / FP32_GRAPH
+    scores: list[npt.NDArray[np.float64]] = []
+    choices: tuple[Precision, ...] = ("bf16", "fp32")
+    for precision in choices:
+        with open_openvino(graph, device="cpu", precision=precision, threads=None) as engine:
+            scores.append(np.concatenate([run_scores(engine, clip[None]) for clip in clips]))
+    measured = gate(scores[0], scores[1], _tolerance(bundle, "bf16"), what="bf16")
+    report(f"bf16: holdout clips: {measured.numbers()}")
+    return {**asdict(measured), "frames_of": "holdout videos"}
 
 
 def _gated(bundle: Bundle, variant: Variant, report: Report) -> Variant:

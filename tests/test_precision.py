@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,9 +15,21 @@ from tiny_bundle import TINY_PREP, make_graph, make_tiny_bundle
 
 from memcli.engines.bundle import read_bundle, verify_files, write_manifest
 from memcli.engines.select import open_engine
-from memcli.errors import EngineError, ModelError, ParityError, UsageError
+from memcli.errors import (
+    EngineError,
+    ModelError,
+    ParityError,
+    UsageError,
+    VideoError,
+    VideoErrorCode,
+)
 from memcli.export import int8
-from memcli.export.calibration import best_range, make_calibration_set, split_by_video
+from memcli.export.calibration import (
+    best_range,
+    make_calibration_set,
+    read_calibration,
+    split_by_video,
+)
 from memcli.export.fold import fold_batch_norms
 from memcli.export.parity import gate
 from memcli.export.precision import make_variant
@@ -140,7 +153,7 @@ def test_int8_end_to_end(bundle):
     assert set(variant.files) == {f"{folder}/model.onnx", f"{folder}/model.bin"}
     assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
     assert variant.engines == ("openvino",)
-    holdout, engine = variant.parity
+    engine, holdout = variant.parity
     assert holdout["clips"] == 14
     assert holdout["max_abs"] <= INT8.max_abs
     assert holdout["int8_layers"] + len(holdout["float_layers"]) == 2
@@ -216,12 +229,26 @@ def test_a_graph_without_convolutions(tmp_path, monkeypatch):
         make_variant(bundle, "int8", calibration=make_clips(12, 1), holdout=make_clips(14, 2))
 
 
+def test_bf16_that_openvino_does_not_execute_is_refused(bundle, monkeypatch):
+    """The hint alone is no guarantee: OpenVINO takes it anywhere and computes in fp32."""
+    from memcli.engines import openvino
+
+    if "BF16" in openvino.cpu_capabilities():
+        pytest.skip("this CPU has bf16")
+    monkeypatch.setattr(openvino, "cpu_capabilities", lambda: frozenset({"BF16"}))
+    before = content(bundle.root)
+    with pytest.raises(EngineError, match="would compute in fp32, not in bf16"):
+        make_variant(bundle, "bf16")
+    assert content(bundle.root) == before
+
+
 @pytest.mark.skipif(
     "BF16" not in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
     reason="this CPU has no native bf16",
 )
 def test_bf16_executes_the_fp32_graph(bundle):
-    variant = make_variant(bundle, "bf16")
+    variant = make_variant(bundle, "bf16", holdout=make_clips(3, seed=2))
+    assert variant.parity[-1]["clips"] == 3
     assert variant.graph == bundle.variants["fp32"].graph
     assert open_engine(read_bundle(bundle.root), precision="bf16").engine.describe().precision == (
         "bf16"
@@ -317,6 +344,34 @@ def test_calibration_frames_are_spread_over_all_clips():
     assert data.frames.shape == (96, SIDE, SIDE, 3)
     assert set(data.frames[:, 0, 0, 0].tolist()) == set(range(30))
     assert data.holdout.shape == (14, 5, SIDE, SIDE, 3)
+
+
+def test_read_calibration_leaves_out_what_is_no_video(tmp_path, monkeypatch):
+    moving = iter(make_clips(5, seed=4))
+    still = np.zeros((4, SIDE, SIDE, 3), np.uint8)
+
+    def fake(path, prep):
+        if path.suffix == ".txt":
+            raise VideoError(VideoErrorCode.NOT_MEDIA, "not a video", where=str(path))
+        return SimpleNamespace(frames=still if path.stem == "still" else next(moving))
+
+    monkeypatch.setattr("memcli.video.read_clip", fake)
+    for name in ("a/1.mp4", "a/2.mp4", "b/3.mp4", "notes.txt", "still.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    said = []
+    clips = read_calibration(tmp_path, TINY_PREP, report=said.append)
+    assert (len(clips.calibration), len(clips.holdout)) == (1, 2)
+    assert said == [
+        "not used: notes.txt: not a video",
+        "not used: still.mp4: a still picture",
+        "3 videos, half of them to check with",
+    ]
+    with pytest.raises(UsageError, match="not a folder"):
+        read_calibration(tmp_path / "notes.txt", TINY_PREP)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no videos"):
+        read_calibration(tmp_path / "empty", TINY_PREP)
 
 
 def test_split_by_video_keeps_neighbours_together():

@@ -227,7 +227,7 @@ def memory(scratch: Path) -> list[Figure]:
     home = scratch / "memory-home"
     model = make_stand_in(home)
     clip = make_video(scratch / "short.mp4", frames=25, width=160, height=120)
-    runs = []
+    runs: list[Run] = []
     for count in (20, 20, 500):  # the first one verifies the engine, which needs memory of its own
         folder = link_videos([clip], scratch / f"memory-{len(runs)}", count)
         runs.append(score_in_process(folder, count, home, "--model", model))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -42,11 +42,10 @@ def commands() -> dict[str, tuple[str, ...]]:
 
 def wall_and_cpu(command: Sequence[str]) -> tuple[float, float]:
     """Seconds of wall clock and of processor time of one run."""
-    before, started = os.times(), time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - started, os.times()
-    spent = after.children_user + after.children_system
-    return wall, spent - before.children_user - before.children_system
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def measure(runs: int) -> dict[str, tuple[float, float]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_bundle import make_tiny_bundle
 
-from memcli.engines import openvino, records, select
+from memcli.engines import candidates, openvino, records, select
 from memcli.engines.bundle import read_bundle, write_manifest
 from memcli.engines.records import RecordKey
 from memcli.engines.select import open_engine
@@ -241,7 +241,7 @@ def test_requests_that_make_no_sense(bundle, request_):
 
 
 def test_cuda_without_cuda_is_an_error(bundle):
-    if select._has_cuda():
+    if candidates._has_cuda():
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(DeviceError, match="CUDA"):
         open_engine(bundle, device="cuda")
@@ -250,7 +250,7 @@ def test_cuda_without_cuda_is_an_error(bundle):
 
 
 def test_no_runtime_at_all_names_both_extras(bundle, monkeypatch):
-    monkeypatch.setattr(select, "installed_runtimes", lambda: ())
+    monkeypatch.setattr(candidates, "installed_runtimes", lambda: ())
     with pytest.raises(MissingDependencyError) as caught:
         open_engine(bundle)
     assert "memcli[cpu]" in str(caught.value)

@@ -107,8 +107,8 @@ class _Scene:
         a, b = self.integers(-4, 5, 2)
         ramp: Plane = a * self.x + b * self.y + 4 * time
         span = max(1, int(ramp.max() - ramp.min()))
-        ramp = (ramp - ramp.min()) * 255 // span
-        return ramp
+        scaled: Plane = (ramp - ramp.min()) * 255 // span
+        return scaled
 
     def stripes(self, time: int) -> Plane:
         """Sharp bars, 3 to 40 pixels wide."""

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from memcli.engines.bundle import LICENSE_FILE
 from memcli.errors import ModelError
 from memcli.export.checkpoint import read_state_dict
 from memcli.export.fill import GRAPHS, MODEL_FILE, replacing_directory, write_filled
 from memcli.spec import ModelSpec
-
-LICENSE_FILE = "LICENSE.weights.txt"
 
 _CHUNK_BYTES = 1 << 20
 _MAX_EXPANSION = 4

@@ -110,13 +110,26 @@ def ensure(name: str, *, offline: bool, report: Report) -> Bundle:
 @contextmanager
 def staging(name: str) -> Iterator[Path]:
     """An empty folder beside the installed bundles, removed afterwards if it is still there."""
-    folder = make_dir(bundles_dir()) / f".{name}.{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
+    parent = make_dir(bundles_dir())
+    for left in parent.glob(f".{name}.*"):
+        if not _is_running(left.suffix[1:]):  # a run that was killed while it made a bundle
+            shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f".{name}.{os.getpid()}"
     folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()
 
 
 def remove(name: str) -> Path:

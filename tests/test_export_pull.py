@@ -15,10 +15,11 @@ import pytest
 from onnx import TensorProto, helper
 from test_checkpoint_hostile import archive, state, tensor
 
+from memcli.engines.bundle import LICENSE_FILE
 from memcli.errors import ModelError
 from memcli.export import pull as module
 from memcli.export.fill import DATA_FILE, MODEL_FILE
-from memcli.export.pull import LICENSE_FILE, pull
+from memcli.export.pull import pull
 from memcli.models import get_model
 from memcli.spec import ModelSpec
 

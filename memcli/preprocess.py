@@ -26,7 +26,7 @@ from av.video.reformatter import VideoReformatter
 
 from memcli.spec import FramePrep
 
-# Values of libswscale's SWS_* flags: Interpolation of older PyAV lacks all but the filters.
+# Values of libswscale's SWS_* flags; PyAV's Interpolation lacks some in older releases.
 _FILTERS = {"bilinear": 0x2, "bicubic": 0x4}
 _FULL_CHROMA = 0x2000 | 0x4000
 _ACCURATE_RND = 0x40000
@@ -44,9 +44,6 @@ class FramePreparer:
         top = (prep.resize_height - prep.crop_height) // 2
         left = (prep.resize_width - prep.crop_width) // 2
         self._crop = np.s_[top : top + prep.crop_height, left : left + prep.crop_width]
-        # By default swscale starts a thread per processor; decode workers are the parallelism.
-        # PyAV before 17.1 has no such argument and never starts any.
-        self._threads = {"threads": 1} if _reformat_takes_threads() else {}
 
     def prepare(
         self, frame: av.VideoFrame, rotation: int = 0, out: npt.NDArray[np.uint8] | None = None
@@ -68,7 +65,7 @@ class FramePreparer:
             height=height,
             format="gbrp",
             interpolation=self._flags,
-            **self._threads,
+            threads=1,  # by default one per processor; the decode workers are the parallelism
         ).planes
         result = np.empty(prep.frame_shape(), dtype=np.uint8) if out is None else out
         for plane, channel in zip(planes, (1, 2, 0), strict=True):  # green, blue, red
@@ -87,7 +84,3 @@ def prepare_image(rgb: npt.NDArray[np.uint8], prep: FramePrep) -> npt.NDArray[np
     """
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
     return FramePreparer(prep).prepare(frame)
-
-
-def _reformat_takes_threads() -> bool:
-    return "threads" in (VideoReformatter.reformat.__doc__ or "")

@@ -146,7 +146,7 @@ def _missing_end(source: Source, packets: Packets) -> str | None:
     """Damage of an MP4 whose table lists more frames than the file still holds."""
     if not source.container.format.name.startswith("mov"):
         return None
-    listed = len(getattr(source.stream, "index_entries", ()))
+    listed = len(source.stream.index_entries)
     present = len(packets) + packets.empty
     if listed <= present:
         return None

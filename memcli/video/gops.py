@@ -160,12 +160,11 @@ def _restart(context: VideoCodecContext) -> None:
     """Ready the decoder for another group.
 
     Flushing may reset how many frames it holds back to put B-frames in order, and it would then
-    drop some: https://github.com/PyAV-Org/PyAV/pull/2066 added the attribute for that.
+    drop some (PyAV documents this at `VideoCodecContext.reorder_depth`).
     """
-    depth = getattr(context, "reorder_depth", None)
+    depth = context.reorder_depth
     context.flush_buffers()
-    if depth is not None:
-        context.reorder_depth = depth
+    context.reorder_depth = depth
 
 
 def _can_drop(context: VideoCodecContext) -> bool:

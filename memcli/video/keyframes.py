@@ -57,7 +57,7 @@ def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None
     stream, container = source.stream, source.container
     start = stream.start_time or 0
     length = _stated_length(source)
-    if not length or not hasattr(stream, "index_entries"):
+    if not length:
         return None
     try:
         container.seek(start, stream=stream, backward=True)  # Matroska reads its index only now

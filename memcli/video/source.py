@@ -41,7 +41,10 @@ _STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1", "miaf"})
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r\n", b"v=0\n", b"<?xml", b"<MPD")
 _CONTAINER_STARTS = (b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"\0\0\1\xba")
 _CONTAINER_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"})
-_DISCARD: Any = getattr(av.stream, "Discard", None)  # absent from older PyAV
+# Before 18, options for decoders crash PyAV where streams turn up late, as in MPEG-PS: it sizes
+# their array by the streams known at first and frees it by those known in the end.
+_PROBING_CAN_BE_BOUND = int(av.__version__.split(".")[0]) >= 18
+_DISCARD: Any = getattr(av.stream, "Discard", None)  # PyAV 18 and later
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,15 @@ def open_source(
     """
     guard.check()
     probed = probe or not _header_suffices(fd)
-    container = _open(fd, limits, guard, probe=probed)
+    container = _open(fd, limits, guard, probe=probed and _PROBING_CAN_BE_BOUND)
     try:
         stream = _choose_stream(container, fd)
         _check_size(stream, limits)
-        if not stream.codec_context.width:
+        if not _PROBING_CAN_BE_BOUND and probed:
+            container.close()
+            container = _open(fd, limits, guard, probe=True)
+            stream = _choose_stream(container, fd)
+        elif not stream.codec_context.width:
             # Probing leaves no size where it is over the limit; the header still tells it.
             container.close()
             container = _open(fd, limits, guard, probe=not probed)
@@ -98,9 +105,7 @@ def open_source(
 
 def _header_suffices(fd: int) -> bool:
     head = os.pread(fd, 8, 0)
-    return hasattr(av.VideoCodecContext, "reorder_depth") and (
-        head[4:] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3")
-    )
+    return head[4:] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3")
 
 
 def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputContainer:
@@ -111,14 +116,14 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         "protocol_whitelist": "fd",
         "format_whitelist": _allowed_formats(),
     }
-    if probe:
-        options["max_pixels"] = _decoder_limit(limits)  # bounds FFmpeg's own decoding
-    else:
+    if not probe:
         options["codec_whitelist"] = "none"  # probing may use no decoder; ours is not affected
+    bounded = probe and _PROBING_CAN_BE_BOUND
     try:
         return av.open(
             "fd:",
-            options=options,
+            options={"max_pixels": _decoder_limit(limits)} if bounded else {},
+            container_options=options,
             metadata_errors="replace",
             timeout=None if remaining is None else (remaining, remaining),
         )
@@ -182,8 +187,8 @@ def _choose_stream(container: InputContainer, fd: int) -> VideoStream:
     brand = str(container.metadata.get("major_brand", "")).strip()
     if container.format.name.endswith("_pipe") or brand in _STILL_BRANDS:
         raise VideoError(code.IMAGE, "a picture, not a video")
-    cover = int(av.stream.Disposition.attached_pic)
-    videos = [s for s in container.streams.video if not int(s.disposition) & cover]
+    cover = av.stream.Disposition.attached_pic
+    videos = [s for s in container.streams.video if not s.disposition & cover]
     if not videos:
         if any(s.codec_context is not None for s in container.streams.audio):
             raise VideoError(code.NO_VIDEO, "the file has sound but no video")

@@ -60,7 +60,7 @@ def pyav(path: str) -> Any:
         container.streams.video[0].codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
-                scaled = frame.reformat(width=SIDE, height=SIDE, format="rgb24", **_one_thread())
+                scaled = frame.reformat(width=SIDE, height=SIDE, format="rgb24", threads=1)
                 frames[number] = scaled.to_ndarray()
             if number >= max(wanted):
                 break
@@ -282,11 +282,6 @@ def _numbers(total: int) -> list[int]:
 def _count_packets(path: str) -> int:
     with av.open(path) as container:
         return sum(1 for packet in container.demux(video=0) if packet.size)
-
-
-def _one_thread() -> dict[str, Any]:
-    reformat = av.VideoFrame.reformat.__doc__ or ""
-    return {"threads": 1} if "threads" in reformat else {}
 
 
 if __name__ == "__main__":

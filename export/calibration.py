@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
 from memcli.engines.verify import INPUT
 from memcli.errors import EngineError, UsageError, VideoError
@@ -172,38 +172,12 @@ def best_range(
     return min((ActivationRange(float(r * largest), signed) for r in _RATIOS), key=error)
 
 
-def channel_means(
-    model: ModelProto, tensors: Sequence[str], frames: Frames
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean of every channel of tensors [N, C, H, W] over all frames: float64 [C] by name."""
-    reduced = expose_means(model, tensors)
-    sums = {name: np.float64(0) for name in tensors}
-    for values in _run(reduced, frames):
-        for name in tensors:
-            sums[name] = sums[name] + values[f"{name}.mean"].astype(np.float64).sum(axis=0)
-    return {name: np.asarray(total / len(frames)) for name, total in sums.items()}
-
-
 def expose(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
     """A copy of `model` with more outputs."""
     result = ModelProto()
     result.CopyFrom(model)
     for name in tensors:
         result.graph.output.append(helper.make_tensor_value_info(name, 1, None))
-    return result
-
-
-def expose_means(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
-    """A copy of `model` with the outputs `NAME.mean` [N, C] of tensors [N, C, H, W]."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "calibration.axes")
-    result.graph.initializer.append(axes)
-    for name in tensors:
-        result.graph.node.append(
-            helper.make_node("ReduceMean", [name, axes.name], [f"{name}.mean"], keepdims=0)
-        )
-        result.graph.output.append(helper.make_tensor_value_info(f"{name}.mean", 1, None))
     return result
 
 

@@ -4,11 +4,12 @@
 2. Sweep: quantise one group of neighbouring layers at a time and measure what it does to the
    scores. Errors of groups are independent to a good approximation, so their squares add up.
 3. Leave the groups that cost most in floating point, as many as the tolerance demands.
-4. Correct biases, front to back: the mean of every channel becomes that of the fp32 graph again.
-   Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction"
-   (2019), section 4.2, with real frames instead of batch normalisation statistics.
-5. Repeat with one more group in floating point until frames of the calibration set agree; the
-   gate on clips that none of this has seen decides.
+4. Repeat with more groups in floating point until frames of the calibration set agree; the gate
+   on clips that none of this has seen decides.
+
+Biases are left alone. Correcting them to the channel means of the fp32 graph, in five steps from
+front to back, made ResMem three times worse (mean |difference| 0.017 on the calibration frames):
+the layers of one step each make up for the same shift.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from memcli.errors import ParityError
 from memcli.export.calibration import (
     CalibrationSet,
     activation_ranges,
-    channel_means,
     frame_scores,
     spread,
 )
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     Frames = npt.NDArray[np.uint8]
-    Biases = dict[str, npt.NDArray[np.float64]]
 
 MAX_GROUPS = 16
 _SWEEP_FRAMES = 24
-_CORRECTION_FRAMES = 48
-_CORRECTION_STEPS = 5
-_MARGIN = 0.5
+_MEAN_MARGIN = 0.5
 """Calibration frames must agree this much better in the mean than the gate demands: the gate's
 clips are others, and their order suffers from errors far smaller than its limit for the mean."""
+_FRAME_SPREAD = 1.5
+"""The worst of many frames is allowed to be this much worse than the worst of a few clips, each
+the mean of its frames."""
 _ATTEMPTS = 4
 
 
@@ -81,7 +81,7 @@ def make_int8(
     layers = quantisable_layers(model)
     if not layers:
         raise ParityError("the graph has no layer that int8 would make faster")
-    report(f"int8: ranges of {len(layers)} layers on {len(clips.frames)} frames")
+    report(f"int8: ranges of {len(layers)} layers from real frames")
     ranges = activation_ranges(
         model, list(dict.fromkeys(layer.input for layer in layers)), clips.frames
     )
@@ -89,15 +89,14 @@ def make_int8(
     groups = make_groups(layers)
     costs = sweep(model, groups, ranges, clips.frames, exact, report)
     order = [groups[index] for index in np.argsort(costs)[::-1]]
-    left = first_guess(sorted(costs, reverse=True), _MARGIN * tolerance.mean_abs)
+    left = first_guess(sorted(costs, reverse=True), _MEAN_MARGIN * tolerance.mean_abs)
     for _ in range(_ATTEMPTS):
         chosen = {layer for group in order[left:] for layer in group}
         quantised = [layer for layer in layers if layer in chosen]
-        report(f"int8: correcting {len(quantised)} layers, {len(layers) - len(quantised)} in float")
-        biases = correct_biases(model, quantised, ranges, clips.frames)
-        candidate = quantise(model, quantised, ranges, biases)
+        report(f"int8: {len(quantised)} layers in int8, {len(layers) - len(quantised)} in float")
+        candidate = quantise(model, quantised, ranges)
         scores = frame_scores(candidate, clips.frames, FRAME_SCORES)
-        seen = compare(scores[:, None], exact[:, None], scaled(tolerance, _MARGIN))
+        seen = compare(scores[:, None], exact[:, None], for_frames(tolerance))
         report(f"int8: calibration frames: {seen.numbers()}")
         more = min(max(left + 1, round(left * 1.5)), len(order) - 1)
         if seen.passed or more == left:
@@ -154,28 +153,6 @@ def first_guess(costs: Sequence[float], target: float) -> int:
     return len(costs) - 1
 
 
-def correct_biases(
-    model: ModelProto, layers: Sequence[Layer], ranges: dict[str, ActivationRange], frames: Frames
-) -> Biases:
-    """What to add to the biases of quantised layers, float64 [C] by layer name.
-
-    In a few steps from front to back, so that every step sees the corrected layers before it.
-    """
-    used = spread(frames, _CORRECTION_FRAMES)
-    fixable = [layer for layer in layers if layer.bias is not None]
-    wanted = channel_means(model, [layer.output for layer in fixable], used)
-    biases: Biases = {}
-    bounds = np.linspace(0, len(fixable), _CORRECTION_STEPS + 1).round().astype(int)
-    for start, end in itertools.pairwise(bounds):
-        step = fixable[start:end]
-        if not step:
-            continue
-        candidate = quantise(model, layers, ranges, biases)
-        got = channel_means(candidate, [layer.output for layer in step], used)
-        biases |= {layer.name: wanted[layer.output] - got[layer.output] for layer in step}
-    return biases
-
-
 def clip_scores(model: ModelProto, clips: Frames) -> npt.NDArray[np.float64]:
     """Frame scores [clips, T] of clips [clips, T, H, W, 3]."""
     count, length = clips.shape[:2]
@@ -183,12 +160,13 @@ def clip_scores(model: ModelProto, clips: Frames) -> npt.NDArray[np.float64]:
     return frame_scores(model, frames, FRAME_SCORES).reshape(count, length)
 
 
-def scaled(tolerance: Tolerance, factor: float) -> Tolerance:
-    """A tolerance whose mean is stricter.
-
-    The largest difference is not: that of many single frames exceeds that of a few clips anyway.
-    """
-    return replace(tolerance, mean_abs=tolerance.mean_abs * factor)
+def for_frames(tolerance: Tolerance) -> Tolerance:
+    """What single calibration frames must keep, from what the gate demands of clips."""
+    return replace(
+        tolerance,
+        mean_abs=tolerance.mean_abs * _MEAN_MARGIN,
+        max_abs=tolerance.max_abs * _FRAME_SPREAD,
+    )
 
 
 def save(model: ModelProto, graph: Path) -> None:

@@ -50,9 +50,7 @@ class Layer:
 
     name: str
     input: str
-    output: str
     weight: str
-    bias: str | None
 
 
 def quantisable_layers(model: ModelProto) -> list[Layer]:
@@ -62,9 +60,7 @@ def quantisable_layers(model: ModelProto) -> list[Layer]:
         Layer(
             name=node.name,
             input=node.input[0],
-            output=node.output[0],
             weight=node.input[1],
-            bias=node.input[2] if len(node.input) > 2 else None,
         )
         for node in model.graph.node
         if node.op_type == "Conv"
@@ -77,17 +73,13 @@ def quantise(
     model: ModelProto,
     layers: Collection[Layer],
     ranges: Mapping[str, ActivationRange],
-    corrections: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> ModelProto:
     """A new graph in which `layers` compute in int8.
 
-    `ranges` has the input of every layer by name. `corrections` is added to the biases: float64
-    [C] by layer name; the layer must have a bias.
+    `ranges` has the input of every layer by name.
     """
-    corrections = corrections or {}
     by_node = {layer.name: layer for layer in layers}
     dropped = {layer.weight for layer in layers}
-    changed = {layer.bias for layer in layers if layer.name in corrections}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[NodeProto] = []
     added = []
@@ -112,11 +104,8 @@ def quantise(
             )
             node.input[0] = f"{layer.input}.rounded"
             node.input[1] = f"{layer.weight}.rounded"
-            if layer.name in corrections and layer.bias is not None:
-                bias = numpy_helper.to_array(tensors[layer.bias]) + corrections[layer.name]
-                added.append(numpy_helper.from_array(bias.astype(np.float32), layer.bias))
         nodes.append(node)
-    kept = [t for name, t in tensors.items() if name not in dropped and name not in changed]
+    kept = [t for name, t in tensors.items() if name not in dropped]
     return _model(model, nodes, [*kept, *added])
 
 

@@ -208,9 +208,12 @@ def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
 
     Raises UsageError, ModelError, EngineError, DeviceError or MissingDependencyError.
     """
+    from memcli.engines.loading import installed_runtimes, no_runtime_error
     from memcli.engines.select import open_engine
     from memcli.scoring import Scorer
 
+    if not installed_runtimes():
+        raise no_runtime_error()  # before a model is fetched that nothing here could run
     bundle = ensure(settings.model, offline=settings.offline, report=report)
     selection = open_engine(
         bundle,

@@ -238,6 +238,7 @@ def test_sizes_are_those_of_the_files(
     (memcli_home / "cache" / "engines").mkdir(parents=True)
     (memcli_home / "cache" / "engines" / "plan").write_bytes(bytes(12_345))
     (memcli_home / "cache" / "loop").symlink_to(memcli_home)
+    (memcli_home / "cache" / "again").symlink_to(memcli_home / "cache" / "engines" / "plan")
     storage = doctor(capsys)["storage"]
     assert storage["bundles_bytes"] == bundle.size_bytes()
     assert storage["cache_bytes"] == 12_345

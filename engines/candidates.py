@@ -36,6 +36,8 @@ def list_candidates(
     Raises as `open_engine` does.
     """
     _check_request(engine, device, precision)
+    if precision != "auto" and precision not in bundle.variants and device in ("auto", "cpu"):
+        _check_cpu(precision)
     variants = _variants(bundle, precision)
     engines = (engine,) if engine != "auto" else _installed(device)
     candidates = [
@@ -70,6 +72,14 @@ def _check_request(engine: str, device: str, precision: str) -> None:
             "TensorRT engines are not available in this version",
             next_step="Use --engine openvino or --engine onnxruntime",
         )
+
+
+def _check_cpu(precision: Precision) -> None:
+    """A precision that this CPU cannot have must not be advised to be made."""
+    from memcli.engines.openvino import require_cpu_precision
+
+    if "openvino" in installed_runtimes():
+        require_cpu_precision(precision)
 
 
 def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:

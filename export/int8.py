@@ -178,3 +178,6 @@ def save(model: ModelProto, graph: Path) -> None:
 
     arguments: dict[str, Any] = {"save_as_external_data": True, "location": "model.bin"}
     onnx.save(model, str(graph), **arguments)
+    weights = graph.with_name("model.bin")
+    if weights.exists():  # onnx lets nobody but the owner read it
+        weights.chmod(graph.stat().st_mode)

@@ -152,6 +152,7 @@ def test_int8_end_to_end(bundle):
     folder = variant.graph.removesuffix("/model.onnx")
     assert set(variant.files) == {f"{folder}/model.onnx", f"{folder}/model.bin"}
     assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
+    assert len({path.stat().st_mode for path in (bundle.root / folder).iterdir()}) == 1
     assert variant.engines == ("openvino",)
     engine, holdout = variant.parity
     assert holdout["clips"] == 14

@@ -212,6 +212,16 @@ def test_bf16_without_the_instructions_is_said(home, monkeypatch):
     assert "not openvino at bf16" in selection.reason
 
 
+def test_a_precision_this_cpu_cannot_have_is_not_advised(bundle, monkeypatch):
+    monkeypatch.setattr(openvino, "cpu_capabilities", lambda: frozenset({"FP32"}))
+    with pytest.raises(EngineError, match="no native bf16"):
+        open_engine(bundle, precision="bf16")
+    with pytest.raises(EngineError, match="fp16 is for GPUs"):
+        open_engine(bundle, precision="fp16", device="cpu")
+    with pytest.raises(ModelError, match="not at fp16"):
+        open_engine(bundle, precision="fp16", device="cuda")
+
+
 def test_engine_outside_the_variant(bundle):
     variant = dataclasses.replace(bundle.variants["fp32"], engines=("openvino",))
     write_manifest(dataclasses.replace(bundle, variants={"fp32": variant}))

@@ -31,6 +31,8 @@ def commands() -> dict[str, tuple[str, ...]]:
     """What is measured, by name; the first is the measure of the others."""
     found = {
         "python -c pass": BARE,
+        # Editable installs and other .pth files slow the bare interpreter, and flatter the ratio.
+        "python -S -c pass": (sys.executable, "-S", "-c", "pass"),
         "python -m memcli --help": HELP,
         "python -c 'import click'": (sys.executable, "-c", "import click"),
     }

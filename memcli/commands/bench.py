@@ -89,7 +89,7 @@ def command(
     Examples:
       memcli bench
       memcli bench ./videos --repeat 5
-      memcli bench ./videos --engine openvino --precision int8 --json
+      memcli bench ./videos --precision int8 --json
     """
     from memcli.progress import json_event, say
     from memcli.scoring import ScoreSettings

@@ -98,6 +98,9 @@ def open_onnxruntime(
     providers = _providers(ort, device)
     options = ort.SessionOptions()
     options.log_severity_level = _SEVERITY_ERROR
+    # Idle threads would spin and take the cores from the decoders; a run lasts seconds, so that
+    # waking them costs nothing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

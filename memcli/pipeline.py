@@ -29,7 +29,7 @@ _LINGER_S = 0.25
 
 @dataclass(frozen=True)
 class Outcome(Generic[S, R]):
-    """What became of one source: a result, or an error. Holds no clip: outcomes may pile up."""
+    """What became of one source: a result, or an error. Holds no clip."""
 
     source: S
     result: R | None = None
@@ -91,8 +91,8 @@ class Pipeline(Generic[S, C, R]):
 
     `read(source, deadline, cancelled)` makes a clip or raises VideoError; `deadline` is a
     `time.monotonic` value or None, `cancelled()` turns true when the run ends early. `infer(clips)`
-    gives one result per clip. At most `queue_size` clips exist between the two, those in work
-    included, which bounds memory. A worker stuck past its deadline is given up and replaced.
+    gives one result per clip. At most `queue_size` sources are under way, from the start of their
+    reading until their outcome is taken, which bounds memory also when outcomes are taken slowly. A worker stuck past its deadline is given up and replaced.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class Pipeline(Generic[S, C, R]):
                 if isinstance(outcome, BaseException):
                     raise outcome
                 given += 1
+                self._slots.release()
                 yield outcome
         finally:
             self._cancel.set()
@@ -188,7 +189,6 @@ class Pipeline(Generic[S, C, R]):
             if not task.settle():
                 return  # given up meanwhile: a new worker has this one's place
             if isinstance(outcome, Outcome):
-                self._slots.release()
                 self._outcomes.put(outcome)
             else:
                 self._decoded.put(outcome)
@@ -210,6 +210,7 @@ class Pipeline(Generic[S, C, R]):
                 VideoErrorCode.INTERNAL, f"unexpected {type(unknown).__name__}: {unknown}"
             )
             log.info("unexpected error while decoding", exc_info=unknown)
+        error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold decoder state
         return Outcome(task.source, error=error, decode_s=self._spent(task))
 
     def _spent(self, task: _Task[S]) -> float:
@@ -234,7 +235,6 @@ class Pipeline(Generic[S, C, R]):
             if task.settle():
                 error = timeout_error(self._timeout_s)
                 self._outcomes.put(Outcome(task.source, error=error, decode_s=self._spent(task)))
-                self._slots.release()
                 self._start_worker()
 
     def _run_engine(self) -> None:
@@ -246,7 +246,6 @@ class Pipeline(Generic[S, C, R]):
                 self.stats.engine_busy_s += seconds
                 self.stats.batches += 1
                 for item, result in zip(batch, results, strict=True):
-                    self._slots.release()
                     self._outcomes.put(
                         Outcome(
                             item.source,

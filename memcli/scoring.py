@@ -118,7 +118,8 @@ class Scorer:
             self._read,
             self._infer,
             workers=self.workers,
-            queue_size=max(1, _QUEUE_BYTES // clip_bytes),
+            # Two batches and a clip or two per worker keep every stage busy; more is only memory.
+            queue_size=min(_QUEUE_BYTES // clip_bytes, 2 * (self.batch_size + self.workers)),
             batch_size=self.batch_size,
             file_timeout_s=self.settings.file_timeout_s,
         )

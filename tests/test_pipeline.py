@@ -96,6 +96,21 @@ def test_back_pressure_bounds_the_clips_in_memory() -> None:
     assert peak <= 5 + 1  # a clip is released just after the engine has returned
 
 
+def test_outcomes_that_nobody_takes_stop_the_readers() -> None:
+    started = 0
+
+    def failing_read(source: int, _deadline: object, _cancelled: object) -> int:
+        nonlocal started
+        started += 1
+        raise VideoError(VideoErrorCode.EMPTY, "empty")
+
+    run = Pipeline(failing_read, double, workers=2, queue_size=4).run(range(1000))
+    next(run)
+    time.sleep(0.3)
+    assert started <= 1 + 4 + 2  # the one taken, the queue, and what a worker is about to wait with
+    assert len(list(run)) == 999
+
+
 def test_a_stuck_file_is_given_up_and_the_others_go_on() -> None:
     """The reader ignores its deadline, as a call into a decoder would."""
     forever = threading.Event()

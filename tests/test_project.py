@@ -62,7 +62,10 @@ HEAVY = ("torch", "transformers", "mne", "av", "onnxruntime", "openvino", "numpy
 
 
 def loaded_after(code: str) -> set[str]:
-    script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)))"
+    script = (
+        "import sys, os\nout, sys.stdout = sys.stdout, open(os.devnull, 'w')\n"
+        f"{code}\nprint('\\n'.join(sorted(sys.modules)), file=out)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

@@ -59,7 +59,7 @@ print()
 print(json.dumps(answer))
 """
 
-_EXPORT = ("nncf", "openvino", "torch", "transformers", "onnxscript")
+_EXPORT = ("torch", "transformers", "onnxscript")
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpu": ("scoring on this CPU", ("onnxruntime", "openvino")),
     "gpu": ("scoring on an NVIDIA GPU", ("onnxruntime-gpu", "cuda-python", "PyNvVideoCodec")),
@@ -68,7 +68,6 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
     ),
     "parquet": ("tables in Parquet", ("pyarrow",)),
-    "quantize": ("int8 exports", ("nncf", "openvino")),
     "export": ("exports from PyTorch", _EXPORT),
     "train": ("training", (*_EXPORT, "lightning", "scikit-learn", "scipy", "matplotlib")),
     "eeg": ("EEG recordings", ("mne",)),

@@ -9,9 +9,9 @@ weights, 0.0081 signed with 7, 0.0057 unsigned with 7.
 
 ONNX Runtime computes such graphs wrong and TensorRT refuses them: they want everything signed.
 
-Residual additions and everything else stay in floating point: fifty blocks that each round the
-sum again double the error for little speed. So do linear layers, whose time is that of reading
-their weights, and convolutions of few channels, whose int8 kernels are no faster.
+Residual additions stay in floating point: with them in int8 too (NNCF, the same frames) the largest
+difference of a video was 0.046 instead of 0.033 and SRCC 0.969 instead of 0.988. So do linear
+layers, 1 % of ResMem's time, and convolutions of fewer than 16 channels: those that see the pixels.
 """
 
 from __future__ import annotations

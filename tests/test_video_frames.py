@@ -18,7 +18,7 @@ from memcli.video import Clip, DecodeLimits, read_clip
 from memcli.video import clip as clip_module
 from memcli.video.files import open_descriptor
 from memcli.video.gops import PlanFailedError, decode_targets
-from memcli.video.source import open_source
+from memcli.video.source import open_video
 from memcli.video.timeline import scan
 from memcli.video.types import Guard
 from tests.media import PREP, SOUND_FOLDERS, full_decode, make_video, real_video, real_videos, remux
@@ -212,14 +212,14 @@ def test_a_container_that_calls_every_frame_a_key_frame_is_found_out(tmp_path: P
     guard = Guard()
     with (
         open_descriptor(path) as fd,
-        open_source(fd, DecodeLimits(), guard, threads=1) as source,
+        open_video(fd, DecodeLimits(), guard, threads=1) as video,
     ):
-        packets = scan(source, DecodeLimits(), guard)
+        packets = scan(video, DecodeLimits(), guard)
         packets.key[:] = bytes([1]) * len(packets)
         pts = packets.pts[30]
         assert pts is not None
         with pytest.raises(PlanFailedError):
-            decode_targets(source, packets, {30: pts}, lambda *_: None, guard)
+            decode_targets(video, packets, {30: pts}, lambda *_: None, guard)
 
 
 @pytest.mark.parametrize("name", ["b-frames.mp4", "b-frames.mkv", "open-gop.ts", "vfr.mp4"])

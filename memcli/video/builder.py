@@ -11,7 +11,7 @@ import numpy as np
 from memcli.errors import VideoError, VideoErrorCode
 from memcli.preprocess import FramePreparer
 from memcli.spec import FramePrep
-from memcli.video.source import Source, frame_rotation
+from memcli.video.source import OpenVideo, frame_rotation
 from memcli.video.types import Clip, DecodeLimits, VideoInfo
 
 
@@ -26,7 +26,7 @@ class ClipBuilder:
         self._used = 0
         self._info: VideoInfo | None = None
 
-    def put(self, frame: av.VideoFrame, slots: Sequence[int], source: Source) -> None:
+    def put(self, frame: av.VideoFrame, slots: Sequence[int], video: OpenVideo) -> None:
         """Prepare one decoded frame and show it at all `slots` of the clip.
 
         Raises VideoError: TOO_LARGE if the frame is over the limit, UNSUPPORTED if its pixel
@@ -55,9 +55,9 @@ class ClipBuilder:
                 duration_s=None,
                 width=frame.height if turned else frame.width,
                 height=frame.width if turned else frame.height,
-                codec=source.stream.codec_context.name,
+                codec=video.stream.codec_context.name,
                 rotation=rotation,
-                container=source.container.format.name,
+                container=video.container.format.name,
             )
 
     def clip(

@@ -14,7 +14,7 @@ from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
 from memcli.video.files import open_descriptor
 from memcli.video.sampling import check_count, midpoint_ticks, shown_at
-from memcli.video.source import Source, is_encrypted, open_source
+from memcli.video.source import OpenVideo, is_encrypted, open_video
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard
 
@@ -62,22 +62,22 @@ def read_clip(
 def _read_exact(
     fd: int, prep: FramePrep, count: int, threads: int, limits: DecodeLimits, guard: Guard
 ) -> Clip:
-    with open_source(fd, limits, guard, threads) as source:
-        packets = scan(source, limits, guard)
-        if source.container.format.name in ("gif", "apng") and sum(packets.shown) == 1:
+    with open_video(fd, limits, guard, threads) as video:
+        packets = scan(video, limits, guard)
+        if video.container.format.name in ("gif", "apng") and sum(packets.shown) == 1:
             raise VideoError(VideoErrorCode.IMAGE, "a picture, not a video")
-        timeline = _trusted_timeline(source, packets, guard)
+        timeline = _trusted_timeline(video, packets, guard)
         if timeline is not None:
             try:
                 return _read_targets(
-                    source, packets, timeline, ClipBuilder(prep, count, limits), guard
+                    video, packets, timeline, ClipBuilder(prep, count, limits), guard
                 )
             except gops.PlanFailedError:
                 pass  # decided below by what really decodes
     return _read_whole(fd, ClipBuilder(prep, count, limits), limits, guard)
 
 
-def _trusted_timeline(source: Source, packets: Packets, guard: Guard) -> Timeline | None:
+def _trusted_timeline(video: OpenVideo, packets: Packets, guard: Guard) -> Timeline | None:
     """The timeline by timestamps of packets if these are enough to find every frame by."""
     if packets.corrupt or packets.read_errors or not any(packets.key):
         return None
@@ -93,13 +93,13 @@ def _trusted_timeline(source: Source, packets: Packets, guard: Guard) -> Timelin
     else:
         leading = True
     if leading:
-        delivered = gops.first_delivered(source, packets, key_pts, guard)
+        delivered = gops.first_delivered(video, packets, key_pts, guard)
         return None if delivered is None else timeline_of(packets, delivered)
     return timeline
 
 
 def _read_targets(
-    source: Source, packets: Packets, timeline: Timeline, builder: ClipBuilder, guard: Guard
+    video: OpenVideo, packets: Packets, timeline: Timeline, builder: ClipBuilder, guard: Guard
 ) -> Clip:
     instants = midpoint_ticks(timeline.begin, timeline.end, builder.count)
     shown = shown_at(timeline.starts, instants)
@@ -111,12 +111,12 @@ def _read_targets(
         targets[number] = timeline.starts[place]
 
     def deliver(number: int, frame: av.VideoFrame) -> None:
-        builder.put(frame, slots[number], source)
+        builder.put(frame, slots[number], video)
 
-    gops.decode_targets(source, packets, targets, deliver, guard)
+    gops.decode_targets(video, packets, targets, deliver, guard)
     ticks = [timeline.starts[place] - timeline.begin for place in shown]
     length = timeline.end - timeline.begin
-    return builder.clip(ticks, length, source.stream.time_base, _missing_end(source, packets))
+    return builder.clip(ticks, length, video.stream.time_base, _missing_end(video, packets))
 
 
 def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip:
@@ -132,21 +132,21 @@ def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guar
         slots[order[place]].append(slot)
     tick_s = None
 
-    def deliver(number: int, frame: av.VideoFrame, source: Source) -> None:
+    def deliver(number: int, frame: av.VideoFrame, video: OpenVideo) -> None:
         nonlocal tick_s
-        builder.put(frame, slots[number], source)
-        tick_s = source.stream.time_base
+        builder.put(frame, slots[number], video)
+        tick_s = video.stream.time_base
 
     whole.decode_numbers(fd, set(slots), deliver, limits, guard)
     ticks: Sequence[int] = [starts[place] - starts[0] for place in shown]
     return builder.clip(ticks, end - starts[0], tick_s, found.damage())
 
 
-def _missing_end(source: Source, packets: Packets) -> str | None:
+def _missing_end(video: OpenVideo, packets: Packets) -> str | None:
     """Damage of an MP4 whose table lists more frames than the file still holds."""
-    if not source.container.format.name.startswith("mov"):
+    if not video.container.format.name.startswith("mov"):
         return None
-    listed = len(source.stream.index_entries)
+    listed = len(video.stream.index_entries)
     present = len(packets) + packets.empty
     if listed <= present:
         return None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import av
 from av.video.codeccontext import VideoCodecContext
 
-from memcli.video.source import Source, video_packets
+from memcli.video.source import OpenVideo, video_packets
 from memcli.video.timeline import Packets
 from memcli.video.types import Guard, VideoPacket
 
@@ -30,7 +30,7 @@ class PlanFailedError(Exception):
 
 
 def decode_targets(
-    source: Source,
+    video: OpenVideo,
     packets: Packets,
     targets: Mapping[int, int],
     deliver: Callable[[int, av.VideoFrame], None],
@@ -42,13 +42,13 @@ def decode_targets(
     group; it must not keep the frame. Raises PlanFailedError, and what `guard` raises.
     """
     keys = [i for i, key in enumerate(packets.key) if key]
-    context = source.stream.codec_context
+    context = video.stream.codec_context
     if context.is_open:
         _restart(context)
-    if not source.probed and context.name == "h264":
+    if not video.probed and context.name == "h264":
         # Too small a depth loses frames, too large a one only holds them back longer.
         context.reorder_depth = max(context.reorder_depth, reorder_depth(packets.pts))
-    reader = _Reader(source, packets)
+    reader = _Reader(video, packets)
     by_time = {pts: number for number, pts in targets.items()}
     if len(by_time) != len(targets):
         raise PlanFailedError("two frames with one timestamp")
@@ -111,15 +111,15 @@ def reorder_depth(pts: list[int | None]) -> int:
 
 
 def first_delivered(
-    source: Source, packets: Packets, first_key_pts: int, guard: Guard
+    video: OpenVideo, packets: Packets, first_key_pts: int, guard: Guard
 ) -> frozenset[int] | None:
     """Timestamps of the frames a decoder delivers up to the first key frame in time.
 
     Recordings cut anywhere begin with frames that refer to lost ones; only decoding tells which
     of them can be shown. None where that stays unclear.
     """
-    context = source.stream.codec_context
-    reader = _Reader(source, packets)
+    context = video.stream.codec_context
+    reader = _Reader(video, packets)
     seen: set[int] = set()
     try:
         reader.seek(0)
@@ -185,8 +185,8 @@ def _can_drop(context: VideoCodecContext) -> bool:
 class _Reader:
     """The packets from a given one on, from memory or else from the file."""
 
-    def __init__(self, source: Source, packets: Packets):
-        self._source = source
+    def __init__(self, video: OpenVideo, packets: Packets):
+        self._video = video
         self._packets = packets
         self._place = 0
         self._stream: Iterator[VideoPacket] | None = None
@@ -215,7 +215,7 @@ class _Reader:
 
     def _seek_file(self, number: int) -> None:
         pts, dts = self._packets.pts[number], self._packets.dts[number]
-        container, stream = self._source.container, self._source.stream
+        container, stream = self._video.container, self._video.stream
         second = int(1 / stream.time_base) if stream.time_base else 1
         times = [t for t in (dts, pts) if t is not None]
         times += [t - 10 * second for t in times]
@@ -224,7 +224,7 @@ class _Reader:
                 container.seek(time, stream=stream, backward=True)
             except av.FFmpegError:
                 continue
-            self._stream = video_packets(self._source)
+            self._stream = video_packets(self._video)
             for packet in self._stream:
                 if packet.size and (packet.pts, packet.dts) == (pts, dts):
                     self._first = packet

@@ -15,7 +15,7 @@ import av
 
 from memcli.video.builder import ClipBuilder
 from memcli.video.sampling import midpoint_ticks
-from memcli.video.source import Source, open_source, video_packets
+from memcli.video.source import OpenVideo, open_video, video_packets
 from memcli.video.timeline import scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard, VideoPacket, timeout_error
 
@@ -30,14 +30,14 @@ def read(
     Raises VideoError and DecodeCancelledError as `read_clip` does.
     """
     try:
-        with open_source(fd, limits, guard, threads=1) as source:
-            if source.container.format.name in ("gif", "apng"):
+        with open_video(fd, limits, guard, threads=1) as video:
+            if video.container.format.name in ("gif", "apng"):
                 return None  # small, and its frames build on each other
-            clip = _by_index(source, new_builder(), guard)
+            clip = _by_index(video, new_builder(), guard)
             if clip is not None:
                 return clip
-        with open_source(fd, limits, guard, threads=1) as source:
-            return _by_scan(source, new_builder(), limits, guard)
+        with open_video(fd, limits, guard, threads=1) as video:
+            return _by_scan(video, new_builder(), limits, guard)
     except av.error.ExitError as error:
         raise timeout_error() from error
 
@@ -52,16 +52,16 @@ def nearest(times: Sequence[int], instant: int) -> int:
     return place
 
 
-def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None:
+def _by_index(video: OpenVideo, builder: ClipBuilder, guard: Guard) -> Clip | None:
     """Seek from one key frame of the index to the next."""
-    stream, container = source.stream, source.container
+    stream, container = video.stream, video.container
     start = stream.start_time or 0
-    length = _stated_length(source)
+    length = _stated_length(video)
     if not length:
         return None
     try:
         container.seek(start, stream=stream, backward=True)  # Matroska reads its index only now
-        first = _next_key(source, None)
+        first = _next_key(video, None)
     except av.error.ExitError:
         raise
     except av.FFmpegError:
@@ -83,15 +83,15 @@ def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None
         guard.check()
         try:
             container.seek(key, stream=stream, backward=True)
-            packet = _next_key(source, key)
-            frame = _decode_alone(source, packet)
+            packet = _next_key(video, key)
+            frame = _decode_alone(video, packet)
         except av.error.ExitError:
             raise
         except av.FFmpegError:
             return None
         if frame is None or packet is None or packet.pts is None:
             return None
-        builder.put(frame, slots[key], source)
+        builder.put(frame, slots[key], video)
         for slot in slots[key]:
             starts[slot] = packet.pts
     ticks = [max(0, time - start) for time in starts]
@@ -99,10 +99,10 @@ def _by_index(source: Source, builder: ClipBuilder, guard: Guard) -> Clip | None
 
 
 def _by_scan(
-    source: Source, builder: ClipBuilder, limits: DecodeLimits, guard: Guard
+    video: OpenVideo, builder: ClipBuilder, limits: DecodeLimits, guard: Guard
 ) -> Clip | None:
     """Without an index: read all packets, decode only key frames."""
-    packets = scan(source, limits, guard)
+    packets = scan(video, limits, guard)
     timeline = timeline_of(packets)
     if timeline is None or packets.kept is None or packets.corrupt or packets.read_errors:
         return None
@@ -119,17 +119,17 @@ def _by_scan(
     ]
     for place in sorted(set(places)):
         guard.check()
-        frame = _decode_alone(source, packets.kept[keyed[place][1]])
+        frame = _decode_alone(video, packets.kept[keyed[place][1]])
         if frame is None:
             return None
-        builder.put(frame, [s for s, p in enumerate(places) if p == place], source)
+        builder.put(frame, [s for s, p in enumerate(places) if p == place], video)
     ticks = [times[place] - timeline.begin for place in places]
-    return builder.clip(ticks, timeline.end - timeline.begin, source.stream.time_base, None)
+    return builder.clip(ticks, timeline.end - timeline.begin, video.stream.time_base, None)
 
 
-def _next_key(source: Source, time: int | None) -> VideoPacket | None:
+def _next_key(video: OpenVideo, time: int | None) -> VideoPacket | None:
     """The next key frame, of those at or after `time` by either clock."""
-    for count, packet in enumerate(video_packets(source)):
+    for count, packet in enumerate(video_packets(video)):
         stamps = [stamp for stamp in (packet.pts, packet.dts) if stamp is not None]
         reached = time is None or not stamps or max(stamps) >= time
         if reached and packet.size and packet.is_keyframe and not packet.is_discard:
@@ -139,11 +139,11 @@ def _next_key(source: Source, time: int | None) -> VideoPacket | None:
     return None
 
 
-def _decode_alone(source: Source, packet: VideoPacket | None) -> av.VideoFrame | None:
+def _decode_alone(video: OpenVideo, packet: VideoPacket | None) -> av.VideoFrame | None:
     """The frame of one key packet, without any other."""
     if packet is None:
         return None
-    context = source.stream.codec_context
+    context = video.stream.codec_context
     context.flush_buffers()
     try:
         frames = [*context.decode(packet), *context.decode(None)]
@@ -153,13 +153,13 @@ def _decode_alone(source: Source, packet: VideoPacket | None) -> av.VideoFrame |
     return frames[0] if frames else None
 
 
-def _stated_length(source: Source) -> int | None:
+def _stated_length(video: OpenVideo) -> int | None:
     """Length by the headers in ticks of the stream's clock."""
-    stream = source.stream
+    stream = video.stream
     if stream.duration:
         return int(stream.duration)
-    if source.container.duration and stream.time_base:
-        return int(source.container.duration / av.time_base / stream.time_base)
+    if video.container.duration and stream.time_base:
+        return int(video.container.duration / av.time_base / stream.time_base)
     return None
 
 

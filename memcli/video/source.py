@@ -48,7 +48,7 @@ _DISCARD: Any = getattr(av.stream, "Discard", None)  # PyAV 18 and later
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenVideo:
     """An open file and the video stream of it that is decoded."""
 
     container: InputContainer
@@ -58,9 +58,9 @@ class Source:
 
 
 @contextmanager
-def open_source(
+def open_video(
     fd: int, limits: DecodeLimits, guard: Guard, threads: int, *, probe: bool = False
-) -> Iterator[Source]:
+) -> Iterator[OpenVideo]:
     """Open the media behind `fd` and choose its video stream; no frame is taken yet.
 
     FFmpeg decodes up to seven frames of H.264 while opening, to guess how far B-frames are
@@ -98,7 +98,7 @@ def open_source(
         context.thread_count = max(1, threads)
         context.thread_type = "AUTO" if threads > 1 else "SLICE"
         context.options = {"max_pixels": _decoder_limit(limits)}
-        yield Source(container, stream, probed)
+        yield OpenVideo(container, stream, probed)
     finally:
         container.close()
 
@@ -131,13 +131,13 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         raise _from_open_error(error, fd) from error
 
 
-def video_packets(source: Source) -> Iterator[VideoPacket]:
+def video_packets(video: OpenVideo) -> Iterator[VideoPacket]:
     """Packets of the video stream from where the file is, those without content included.
 
     Raises av.FFmpegError on what cannot be read; call again to go on behind it.
     """
     try:
-        yield from source.container.demux(source.stream)
+        yield from video.container.demux(video.stream)
     except IndexError:
         # Of a stream that turned up while reading: PyAV's demux looks for it in its list when it
         # flushes at the end of the file (InputContainer.demux, "Flush!"), so all has been read.

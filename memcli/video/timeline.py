@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import av
 
 from memcli.errors import VideoError, VideoErrorCode
-from memcli.video.source import Source, video_packets
+from memcli.video.source import OpenVideo, video_packets
 from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
 _MAX_READ_ERRORS = 8
@@ -38,7 +38,7 @@ class Packets:
         return len(self.pts)
 
 
-def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
+def scan(video: OpenVideo, limits: DecodeLimits, guard: Guard) -> Packets:
     """Read all packets once.
 
     Raises VideoError: DAMAGED where there are none, TOO_LARGE for more than `max_packets`.
@@ -46,10 +46,10 @@ def scan(source: Source, limits: DecodeLimits, guard: Guard) -> Packets:
     packets = Packets()
     budget = limits.max_packet_bytes
     number = 0
-    is_vp8 = source.stream.codec_context.name in ("vp8", "libvpx")
+    is_vp8 = video.stream.codec_context.name in ("vp8", "libvpx")
     while packets.read_errors < _MAX_READ_ERRORS:
         try:
-            for packet in video_packets(source):
+            for packet in video_packets(video):
                 size = packet.size
                 if not size:
                     packets.empty += packet.dts is not None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import av
 
-from memcli.video.source import Source, open_source, video_packets
+from memcli.video.source import OpenVideo, open_video, video_packets
 from memcli.video.timeline import last_duration
 from memcli.video.types import DecodeLimits, Guard, timeout_error
 
@@ -47,11 +47,11 @@ def survey(fd: int, limits: DecodeLimits, guard: Guard) -> Survey:
     """Decode everything and keep only the timestamps."""
     found = Survey([])
     latest: int | None = None
-    with open_source(fd, limits, guard, threads=1, probe=True) as source:
-        for frame in _frames(source, guard, found):
+    with open_video(fd, limits, guard, threads=1, probe=True) as video:
+        for frame in _frames(video, guard, found):
             pts = frame.pts if frame.pts is not None else frame.dts
             if pts is None:  # no clock at all: one frame per mean frame duration
-                pts = found.pts[-1] + _mean_duration(source) if found.pts else 0
+                pts = found.pts[-1] + _mean_duration(video) if found.pts else 0
             found.pts.append(pts)
             if latest is None or pts >= latest:
                 latest = pts
@@ -62,26 +62,26 @@ def survey(fd: int, limits: DecodeLimits, guard: Guard) -> Survey:
 def decode_numbers(
     fd: int,
     wanted: set[int],
-    deliver: Callable[[int, av.VideoFrame, Source], None],
+    deliver: Callable[[int, av.VideoFrame, OpenVideo], None],
     limits: DecodeLimits,
     guard: Guard,
 ) -> None:
     """Decode again up to the last wanted frame, handing the wanted ones to `deliver`."""
     last = max(wanted)
-    with open_source(fd, limits, guard, threads=1, probe=True) as source:
-        for number, frame in enumerate(_frames(source, guard, Survey([]))):
+    with open_video(fd, limits, guard, threads=1, probe=True) as video:
+        for number, frame in enumerate(_frames(video, guard, Survey([]))):
             if number in wanted:
-                deliver(number, frame, source)
+                deliver(number, frame, video)
             if number >= last:
                 return
 
 
-def _frames(source: Source, guard: Guard, found: Survey) -> Iterator[av.VideoFrame]:
-    context = source.stream.codec_context
+def _frames(video: OpenVideo, guard: Guard, found: Survey) -> Iterator[av.VideoFrame]:
+    context = video.stream.codec_context
     read_errors = 0
     while read_errors < _MAX_READ_ERRORS:
         try:
-            for packet in video_packets(source):
+            for packet in video_packets(video):
                 guard.check()
                 if not packet.size:
                     continue
@@ -104,8 +104,8 @@ def _frames(source: Source, guard: Guard, found: Survey) -> Iterator[av.VideoFra
         found.bad_packets += 1
 
 
-def _mean_duration(source: Source) -> int:
-    stream = source.stream
+def _mean_duration(video: OpenVideo) -> int:
+    stream = video.stream
     if not stream.average_rate or not stream.time_base:
         return 1
     return max(1, round(1 / (stream.average_rate * stream.time_base)))

@@ -142,8 +142,10 @@ class _Search:
                 with os.scandir(current) as scan:
                     entries = sorted(scan, key=lambda entry: entry.name)
             except OSError as error:
+                denied = isinstance(error, PermissionError)
+                code = VideoErrorCode.PERMISSION if denied else VideoErrorCode.READ
                 reason = f"this folder cannot be searched: {error.strerror}"
-                yield Source(current, error=(VideoErrorCode.PERMISSION, reason))
+                yield Source(current, error=(code, reason))
                 continue
             folders = []
             for entry in entries:
@@ -182,9 +184,16 @@ def _read_list(path: str) -> Iterator[str]:
     if path.lower().endswith(".csv"):
         yield from _csv_paths(path, text)
         return
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("#"):
-            yield line
+    lines = [line.rstrip("\r") for line in text.split("\n")]  # other breaks may be in names
+    paths = [line for line in lines if line.strip() and not line.startswith("#")]
+    folder = Path(path).parent
+    if paths and not any(os.path.lexists(folder / line) for line in paths):
+        raise UsageError(
+            "none of its lines names a file: not a list of videos?",
+            where=path,
+            next_step="A .txt or .csv file is read as a list of paths; leave it out if it is none.",
+        )
+    yield from paths
 
 
 def _csv_paths(path: str, text: str) -> Iterator[str]:

@@ -65,23 +65,12 @@ class Journal:
         Raises UsageError if another run holds it, or the folder cannot be written;
         OutputMismatchError if it (or a table without a journal) belongs to something else.
         """
+        check_place(table, resume=resume)
         path = journal_path(table)
-        if table.is_dir():
-            raise UsageError("this is a folder, not a table", where=str(table))
-        if resume and table.exists() and not path.exists():
-            raise OutputMismatchError(
-                "this file exists and no memcli journal is beside it",
-                where=str(table),
-                next_step="Choose another --output, or replace it with --no-resume.",
-            )
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise UsageError(
-                f"results cannot be written here: {error.strerror}",
-                where=str(path),
-                next_step="Choose another place with --output FILE.",
-            ) from error
+            raise _unwritable(path, error.strerror) from error
         journal = cls(descriptor, path)
         try:
             _lock(descriptor, table)
@@ -190,6 +179,32 @@ def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode("ascii") + b"\n"
 
 
+def check_place(table: Path, *, resume: bool) -> None:
+    """Raise UsageError if no results can be written as `table`: no such folder, not allowed, or a
+    file that memcli did not write (OutputMismatchError)."""
+    if table.is_dir():
+        raise UsageError("this is a folder, not a table", where=str(table))
+    folder = table.absolute().parent
+    if not folder.is_dir():
+        raise _unwritable(folder, "no such folder")
+    if not os.access(folder, os.W_OK):
+        raise _unwritable(folder, "no permission to write there")
+    if resume and table.exists() and not journal_path(table).exists():
+        raise OutputMismatchError(
+            "this file exists and no memcli journal is beside it",
+            where=str(table),
+            next_step="Choose another --output, or replace it with --no-resume.",
+        )
+
+
+def _unwritable(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"results cannot be written here: {reason}",
+        where=str(path),
+        next_step="Choose another place with --output FILE.",
+    )
+
+
 def journal_path(table: Path) -> Path:
     """The journal beside a table."""
     return table.with_name(f"{table.name}.journal")
@@ -204,6 +219,12 @@ def _lock(descriptor: int, table: Path) -> None:
             where=str(table),
             next_step="Wait for it, or choose another --output.",
         ) from None
+    except OSError as error:
+        raise UsageError(
+            f"this file system cannot lock files ({error.strerror}), so that two runs could mix",
+            where=str(table),
+            next_step="Choose another place with --output FILE.",
+        ) from error
 
 
 def _check_header(line: bytes, expected: dict[str, Any], path: Path) -> None:

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -47,8 +47,6 @@ class Stats:
     decode_busy_s: float = 0.0
     """Summed over workers."""
     engine_busy_s: float = 0.0
-    engine_idle_s: float = 0.0
-    """The engine waited for clips."""
     workers: int = 0
     batches: int = 0
 
@@ -72,6 +70,10 @@ class _Task(Generic[S]):
     settled: bool = False
     """Set once, by the worker that finished it or by the watchdog that gave it up."""
 
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.started
+
     def settle(self) -> bool:
         """True for the first caller only."""
         with self.lock:
@@ -92,7 +94,8 @@ class Pipeline(Generic[S, C, R]):
     `read(source, deadline, cancelled)` makes a clip or raises VideoError; `deadline` is a
     `time.monotonic` value or None, `cancelled()` turns true when the run ends early. `infer(clips)`
     gives one result per clip. At most `queue_size` sources are under way, from the start of their
-    reading until their outcome is taken, which bounds memory also when outcomes are taken slowly. A worker stuck past its deadline is given up and replaced.
+    reading until their outcome is taken, which bounds memory also when outcomes are taken slowly.
+    A worker stuck past its deadline is given up and replaced.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class Pipeline(Generic[S, C, R]):
         self._cancel = threading.Event()
         self.stats = Stats(workers=self._workers)
 
-    def run(self, sources: Iterable[S]) -> Iterator[Outcome[S, R]]:
+    def run(self, sources: Iterable[S]) -> Generator[Outcome[S, R], None, None]:
         """One outcome per source. Closing the iterator ends the run; an exception of `infer`
         ends it too and is raised here."""
         self._sources = iter(sources)
@@ -148,10 +151,6 @@ class Pipeline(Generic[S, C, R]):
         finally:
             self._cancel.set()
             engine.join()
-
-    def cancel(self) -> None:
-        """End the run soon; `run` must still be drained or closed."""
-        self._cancel.set()
 
     def _start_worker(self) -> None:
         threading.Thread(target=self._run_worker, name="decode", daemon=True).start()
@@ -188,6 +187,7 @@ class Pipeline(Generic[S, C, R]):
             outcome = self._decode(task)
             if not task.settle():
                 return  # given up meanwhile: a new worker has this one's place
+            self._count(outcome.decode_s)
             if isinstance(outcome, Outcome):
                 self._outcomes.put(outcome)
             else:
@@ -200,7 +200,7 @@ class Pipeline(Generic[S, C, R]):
         error: VideoError
         try:
             clip = self._read(task.source, deadline, self._cancel.is_set)
-            return _Decoded(task.source, clip, self._spent(task))
+            return _Decoded(task.source, clip, task.age_s)
         except VideoError as known:
             error = known
         except MemoryError:
@@ -209,15 +209,14 @@ class Pipeline(Generic[S, C, R]):
             error = VideoError(
                 VideoErrorCode.INTERNAL, f"unexpected {type(unknown).__name__}: {unknown}"
             )
-            log.info("unexpected error while decoding", exc_info=unknown)
+            if not self._cancel.is_set():  # a cancelled reader may end with any exception
+                log.info("unexpected error while decoding", exc_info=unknown)
         error.__traceback__ = error.__context__ = error.__cause__ = None  # they hold decoder state
-        return Outcome(task.source, error=error, decode_s=self._spent(task))
+        return Outcome(task.source, error=error, decode_s=task.age_s)
 
-    def _spent(self, task: _Task[S]) -> float:
-        seconds = time.monotonic() - task.started
+    def _count(self, seconds: float) -> None:
         with self._stats_lock:
             self.stats.decode_busy_s += seconds
-        return seconds
 
     def _give_up_stuck(self) -> None:
         """A worker that not even its deadline stops is inside a call that cannot be interrupted:
@@ -234,7 +233,8 @@ class Pipeline(Generic[S, C, R]):
         for task in stuck.values():
             if task.settle():
                 error = timeout_error(self._timeout_s)
-                self._outcomes.put(Outcome(task.source, error=error, decode_s=self._spent(task)))
+                self._count(task.age_s)
+                self._outcomes.put(Outcome(task.source, error=error, decode_s=task.age_s))
                 self._start_worker()
 
     def _run_engine(self) -> None:
@@ -262,14 +262,12 @@ class Pipeline(Generic[S, C, R]):
         """Up to a batch of clips; fewer when none has come for a while, so that one slow file
         does not hold back the finished ones. Empty when the run is cancelled."""
         batch: list[_Decoded[S, C]] = []
-        waited_from = time.monotonic()
         while len(batch) < self._batch_size and not self._cancel.is_set():
             item = _get(self._decoded, _LINGER_S if batch else _TICK_S)
             if item is not None:
                 batch.append(item)
             elif batch:
                 break
-        self.stats.engine_idle_s += time.monotonic() - waited_from
         return [] if self._cancel.is_set() else batch
 
 

@@ -32,8 +32,16 @@ def make_progress(*, quiet: bool, as_json: bool) -> Progress:
 
 
 def say(text: str) -> None:
-    """One message on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One message on standard error, made safe to show.
+
+    A reader that went away or a full disk behind it ends the messages, never the run.
+    """
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except OSError:
+        from memcli.app import silence
+
+        silence(sys.stderr)
 
 
 class QuietProgress:
@@ -55,7 +63,7 @@ class PlainProgress(QuietProgress):
         self._next = 0.0
 
     def message(self, text: str) -> None:
-        say(printable(text))
+        say(text)
 
     def begin(self, summary: Summary) -> None:
         for line in opening_lines(summary):
@@ -65,12 +73,10 @@ class PlainProgress(QuietProgress):
     def advance(self, row: Row, summary: Summary) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PLAIN_INTERVAL_S
-            left = summary.total - summary.resumed - summary.done
-            eta = left / summary.videos_per_s if summary.videos_per_s else 0.0
             say(
                 f"{summary.done + summary.resumed}/{summary.total} videos, {summary.failed} failed,"
                 f" {summary.videos_per_s:.2f} videos/s, {summary.frames_per_s:.1f} frames/s,"
-                f" {_clock(eta)} left"
+                f" {_clock(summary.eta_s)} left"
             )
 
 
@@ -99,6 +105,7 @@ class JsonProgress(QuietProgress):
                 failed=summary.failed,
                 videos_per_s=round(summary.videos_per_s, 3),
                 frames_per_s=round(summary.frames_per_s, 3),
+                eta_s=round(summary.eta_s, 1),
             )
 
 
@@ -114,7 +121,7 @@ class BarProgress(QuietProgress):
         self._bar: RichBar | None = None
 
     def message(self, text: str) -> None:
-        say(printable(text))
+        say(text)
 
     def begin(self, summary: Summary) -> None:
         from rich.console import Console
@@ -159,7 +166,7 @@ def opening_lines(summary: Summary) -> list[str]:
     if summary.resumed:
         failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
         lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def closing_lines(summary: Summary) -> list[str]:
@@ -188,7 +195,7 @@ def closing_lines(summary: Summary) -> list[str]:
     if summary.interrupted:
         lines.append("interrupted: run the same command again to go on")
     lines.append(f"table: {summary.output}")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _clock(seconds: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 from memcli.errors import MissingDependencyError, OutputError, UsageError
-from memcli.text import csv_cell, csv_path
+from memcli.text import csv_cell, csv_path, decodable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -111,6 +111,11 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
     )
 
 
+def _temporary(path: Path) -> Path:
+    # One name, not one per process: what a killed run left is overwritten by the next.
+    return path.with_name(f".{path.name}.tmp")
+
+
 def curve_path(path: Path) -> Path:
     """The file of curves beside a CSV table."""
     return path.with_suffix(".curve.csv")
@@ -119,17 +124,17 @@ def curve_path(path: Path) -> Path:
 @contextmanager
 def _atomic(path: Path) -> Iterator[IO[str]]:
     """A text stream whose content replaces `path` at the end, or leaves it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("w", encoding="utf-8", newline="") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OutputError:
+        raise  # of a table that is written at the same time
     except OSError as error:
-        raise OutputError(
-            f"the table cannot be written: {error.strerror}", where=str(path)
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -186,12 +191,14 @@ def _arrow_schema(arrow: Any, *, curve: bool) -> pyarrow.Schema:
 def _write_parquet(path: Path, rows: Iterable[Row], *, curve: bool) -> None:
     arrow = _pyarrow()
     schema = _arrow_schema(arrow, curve=curve)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with arrow.parquet.ParquetWriter(temporary, schema) as writer:
             for part in _chunks(rows, _PARQUET_ROWS):
-                table = [{**row.to_dict(curve=curve), "path": csv_cell(row.path)} for row in part]
+                table = [{**row.to_dict(curve=curve), "path": decodable(row.path)} for row in part]
                 writer.write_table(arrow.Table.from_pylist(table, schema=schema))
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from memcli.inputs import Source
 from memcli.journal import FileIdentity
 from memcli.pipeline import Outcome, Pipeline, Stats
 from memcli.results import Row, Status
-from memcli.spec import FramePrep, Precision, Sampling
+from memcli.spec import Precision, Sampling
 from memcli.text import printable
 
 if TYPE_CHECKING:
@@ -54,6 +55,15 @@ class ScoreSettings:
     file_timeout_s: float | None = DEFAULT_FILE_TIMEOUT_S
     offline: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for numbers that make no sense, before anything is opened."""
+        if self.frames is not None and not 1 <= self.frames <= MAX_FRAMES:
+            raise UsageError(f"{self.frames} frames per video; from 1 to {MAX_FRAMES} are possible")
+        for name in ("threads", "batch_size", "workers", "file_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} is {value}; it must be more than 0")
+
 
 @dataclass(frozen=True)
 class ScoredClip:
@@ -69,6 +79,15 @@ class ScoredClip:
     damage: str | None
 
 
+@dataclass
+class _Item:
+    """A source under way. Its file is looked at in a worker: a dead network mount may hang there,
+    and only the watchdog of workers can give it up."""
+
+    source: Source
+    identity: FileIdentity | None = None
+
+
 class Scorer:
     """An opened model. Use as a context manager, or call `close`."""
 
@@ -76,7 +95,7 @@ class Scorer:
         self.settings = settings
         self.bundle = bundle
         self.selection = selection
-        self.frames = _frame_count(settings, bundle.prep)
+        self.frames = settings.frames or bundle.prep.frames
         self.description: EngineDescription = selection.engine.describe()
         on_cpu = self.description.device == "cpu"
         # A CPU engine is busy for seconds with one clip: larger batches only cost memory there.
@@ -124,19 +143,16 @@ class Scorer:
             file_timeout_s=self.settings.file_timeout_s,
         )
         self.stats = pipeline.stats
-        for outcome in pipeline.run((source, FileIdentity.of(source.path)) for source in sources):
-            source, identity = outcome.source
-            yield source, identity, self._row(source, outcome)
+        with closing(pipeline.run(_Item(source) for source in sources)) as outcomes:
+            for outcome in outcomes:
+                item = outcome.source
+                yield item.source, item.identity, self._row(item.source, outcome)
 
-    def _read(
-        self,
-        item: tuple[Source, FileIdentity | None],
-        deadline: float | None,
-        cancelled: Callable[[], bool],
-    ) -> Clip:
+    def _read(self, item: _Item, deadline: float | None, cancelled: Callable[[], bool]) -> Clip:
         from memcli.video import read_clip
 
-        source, _ = item
+        source = item.source
+        item.identity = FileIdentity.of(source.path)
         if source.error is not None:
             raise VideoError(*source.error)
         return read_clip(
@@ -163,9 +179,7 @@ class Scorer:
             )
         ]
 
-    def _row(
-        self, source: Source, outcome: Outcome[tuple[Source, FileIdentity | None], ScoredClip]
-    ) -> Row:
+    def _row(self, source: Source, outcome: Outcome[_Item, ScoredClip]) -> Row:
         row = Row(
             path=source.path,
             status="failed",
@@ -207,13 +221,6 @@ class Scorer:
         if not self.settings.curve:
             return row
         return replace(row, frame_times_s=result.frame_times_s, frame_scores=result.frame_scores)
-
-
-def _frame_count(settings: ScoreSettings, prep: FramePrep) -> int:
-    frames = settings.frames or prep.frames
-    if not 1 <= frames <= MAX_FRAMES:
-        raise UsageError(f"{frames} frames per video; from 1 to {MAX_FRAMES} are possible")
-    return frames
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memcli.errors import ExitCode, MemcliError, OutputError
 from memcli.inputs import Source, Sources, collect
-from memcli.journal import Journal
+from memcli.journal import Journal, check_place
 from memcli.results import Row, output_format, write_table
 from memcli.store import open_scorer
 
@@ -57,6 +57,7 @@ class Summary:
     failed: int = 0
     elapsed_s: float = 0.0
     videos_per_s: float = 0.0
+    """Scored ones; failures are quick and would flatter."""
     frames_per_s: float = 0.0
     decode_busy_s: float = 0.0
     workers: int = 0
@@ -69,6 +70,12 @@ class Summary:
     @property
     def done(self) -> int:
         return self.ok + self.partial + self.failed
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds left at the speed so far."""
+        left = self.total - self.resumed - self.done
+        return left * self.elapsed_s / self.done if self.done else 0.0
 
     @property
     def exit_code(self) -> ExitCode:
@@ -122,6 +129,7 @@ def score_to_table(
     EngineError, DeviceError; OutputError when the disk is full, the journal being whole.
     """
     output_format(options.output)
+    check_place(options.output, resume=options.resume)  # before a model is fetched or opened
     sources = collect(paths, options.shard)
     with (
         open_scorer(settings, progress.message) as scorer,
@@ -184,7 +192,7 @@ def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:
     stats = scorer.stats
     scored = summary.ok + summary.partial
     summary.elapsed_s = elapsed_s
-    summary.videos_per_s = summary.done / elapsed_s if elapsed_s else 0.0
+    summary.videos_per_s = scored / elapsed_s if elapsed_s else 0.0
     summary.frames_per_s = scored * scorer.frames / elapsed_s if elapsed_s else 0.0
     summary.decode_busy_s = stats.decode_busy_s
     summary.engine_busy_s = stats.engine_busy_s

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -13,7 +16,12 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(c if c.isprintable() or _is_space(c) else _escaped(c) for c in text)
+
+
+def _is_space(character: str) -> bool:
+    """Spaces of other widths, as in Japanese names and the names of screen recordings."""
+    return unicodedata.category(character) == "Zs"
 
 
 def _escaped(character: str) -> str:
@@ -23,14 +31,26 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def decodable(text: str) -> str:
+    """`text` with the bytes that are not UTF-8 as backslash escapes; all else as it is."""
+    return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
 def csv_cell(text: str) -> str:
     """`text` for a CSV cell: valid UTF-8, no terminal escapes, never a spreadsheet formula.
 
-    Line breaks stay (the CSV writer quotes them). A leading =, +, - or @ gets an apostrophe, which
-    spreadsheets take as "this is text".
+    Names stay what they are as far as possible: other spaces, joiners and line breaks (which the
+    CSV writer quotes) are kept. A leading =, +, - or @ gets an apostrophe, which spreadsheets take
+    as "this is text".
     """
-    safe = "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+    safe = "".join(_escaped(c) if _is_active(c) else c for c in text)
     return f"'{safe}" if safe.startswith(_FORMULA_STARTS) else safe
+
+
+def _is_active(character: str) -> bool:
+    """Whether a character does something to a terminal or reorders text, or is no character."""
+    category = unicodedata.category(character)
+    return (category == "Cc" and character != "\n") or category == "Cs" or character in _BIDI
 
 
 def csv_path(path: str) -> str:

@@ -12,7 +12,7 @@ from media import make_video
 from tiny_bundle import TINY_PREP, make_tiny_bundle
 
 from memcli import benchmark
-from memcli.__main__ import run
+from memcli.app import run
 from memcli.benchmark import EngineSpeed, InstantEngine, Speed
 from memcli.commands import bench
 from memcli.engines.bundle import Bundle

@@ -8,7 +8,7 @@ import pytest
 from tiny_bundle import make_tiny_bundle
 
 from memcli import machine
-from memcli.__main__ import run
+from memcli.app import run
 from memcli.engines import loading
 from memcli.engines.select import open_engine
 from memcli.errors import ExitCode

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 import tomllib
 
@@ -76,12 +77,12 @@ def loaded_after(code: str) -> set[str]:
     [
         "import memcli",
         "import memcli.cli",
-        "from memcli.__main__ import run\nassert run(['--help']) == 0",
-        "from memcli.__main__ import run\nassert run(['score', '--help']) == 0",
-        "from memcli.__main__ import run\nassert run(['models', '--help']) == 0",
-        "from memcli.__main__ import run\nassert run(['export', '--help']) == 0",
-        "from memcli.__main__ import run\nassert run(['bench', '--help']) == 0",
-        "from memcli.__main__ import run\nassert run(['doctor', '--help']) == 0",
+        "from memcli.app import run\nassert run(['--help']) == 0",
+        "from memcli.app import run\nassert run(['score', '--help']) == 0",
+        "from memcli.app import run\nassert run(['models', '--help']) == 0",
+        "from memcli.app import run\nassert run(['export', '--help']) == 0",
+        "from memcli.app import run\nassert run(['bench', '--help']) == 0",
+        "from memcli.app import run\nassert run(['doctor', '--help']) == 0",
     ],
 )
 def test_help_imports_nothing_heavy(code: str) -> None:
@@ -131,7 +132,10 @@ def test_dependency_rule() -> None:
                 else path
             )
         imported = imports_of(path)
-        if module.split(".")[1:2] != ["commands"] and module not in ("memcli.__main__",):
+        if module.split(".")[1:2] != ["commands"] and module not in (
+            "memcli.__main__",
+            "memcli.app",
+        ):
             assert not {name for name in imported if name.startswith("memcli.commands")}, module
         if layer is None:
             continue
@@ -152,6 +156,21 @@ def test_no_file_is_long() -> None:
         if (lines := len(path.read_text().splitlines())) > 450
     }
     assert not long
+
+
+def test_stored_help_is_what_click_says() -> None:
+    import write_help
+
+    assert write_help.PATH.read_text(encoding="utf-8") == write_help.help_text()
+
+
+def test_each_command_has_the_help_that_the_group_lists() -> None:
+    from memcli.cli import COMMANDS, cli
+
+    for name, line in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert (command.help or "").splitlines()[0] == line
 
 
 def test_readme_names_the_two_commands() -> None:

@@ -3,11 +3,13 @@
 import csv
 import io
 import os
+import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memcli.text import csv_cell, csv_path, plural, printable
+from memcli.text import csv_cell, csv_path, decodable, plural, printable
 
 any_text = st.text(st.characters(categories=None))
 
@@ -15,7 +17,8 @@ any_text = st.text(st.characters(categories=None))
 @given(any_text)
 def test_printable_is_one_printable_line(text: str) -> None:
     shown = printable(text)
-    assert shown.isprintable()
+    assert "\n" not in shown
+    assert all(c.isprintable() or unicodedata.category(c) == "Zs" for c in shown)
     shown.encode("utf-8")
 
 
@@ -40,6 +43,24 @@ def test_csv_cell_survives_a_round_trip_and_is_no_formula(text: str) -> None:
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
     cell.encode("utf-8")
     assert "\x1b" not in cell
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Recording 2026-11-21 at 1.00.00\u202fPM.mov",
+        "夏\u3000祭り.mp4",
+        "👩\u200d🚀.mp4",
+        "a\xa0b.mp4",
+    ],
+)
+def test_real_names_stay_themselves(name: str) -> None:
+    assert csv_path(name) == name
+    assert decodable(name) == name
+
+
+def test_decodable_changes_bytes_that_are_not_utf8_only() -> None:
+    assert decodable(os.fsdecode(b"-caf\xe9\x1b.mp4")) == "-caf\\xe9\x1b.mp4"
 
 
 def test_csv_path_stays_a_path() -> None:

@@ -18,9 +18,10 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
+    from memcli.app import COMPLETION_VARIABLE
     from memcli.cli import cli
 
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"click cannot complete for {shell}")
-    click.echo(kind(cli, {}, "memcli", "_MEMCLI_COMPLETE").source())
+    click.echo(kind(cli, {}, "memcli", COMPLETION_VARIABLE).source())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,8 @@ def command(
         json_event("summary", **summary.to_dict())
     elif not quiet:
         if output is None:
-            show_table(options.output)
+            with suppress(BrokenPipeError):  # `| head`; the exit code is that of the run
+                show_table(options.output)
         for line in closing_lines(summary):
             say(line)
     return int(summary.exit_code)

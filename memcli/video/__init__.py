@@ -1,7 +1,6 @@
 """Reading videos: which frames a model looks at, and getting them fast."""
 
 from memcli.video.clip import read_clip
-from memcli.video.sampling import sample_times
 from memcli.video.types import Clip, DecodeCancelledError, DecodeLimits, VideoInfo
 
 __all__ = [
@@ -10,5 +9,4 @@ __all__ = [
     "DecodeLimits",
     "VideoInfo",
     "read_clip",
-    "sample_times",
 ]

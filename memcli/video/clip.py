@@ -88,11 +88,8 @@ def _trusted_timeline(video: OpenVideo, packets: Packets, guard: Guard) -> Timel
     key_pts = packets.pts[first_key]
     if key_pts is None:
         return None
-    if first_key == 0 and timeline.begin >= min(key_pts, timeline.begin):
-        leading = packets.shown[0] and timeline.begin < key_pts
-    else:
-        leading = True
-    if leading:
+    before_key = first_key > 0 or timeline.begin < key_pts  # in decoding order, or when shown
+    if before_key:  # these frames may refer to lost ones
         delivered = gops.first_delivered(video, packets, key_pts, guard)
         return None if delivered is None else timeline_of(packets, delivered)
     return timeline

@@ -5,32 +5,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from memcli.errors import UsageError
 
 
-def sample_times(start_s: float, end_s: float, count: int) -> npt.NDArray[np.float64]:
-    """Midpoints of `count` equal segments of [start_s, end_s).
-
-    Returns float64 [count], in seconds of presentation time.
-    Raises UsageError if count < 1. An empty interval yields `count` copies of start_s.
-    Source: uniform sampling, 000_bcb79d7cf5a52fe8.txt, section 2.1 (midpoints are ours:
-    they avoid black first and last frames).
-    """
-    check_count(count)
-    length_s = max(0.0, end_s - start_s)
-    return start_s + (np.arange(count, dtype=np.float64) + 0.5) * (length_s / count)
-
-
 def midpoint_ticks(start: int, end: int, count: int) -> list[int]:
-    """The instants of `sample_times` on a clock of whole ticks, rounded down.
+    """Midpoints of `count` equal segments of [start, end), in whole ticks, rounded down.
 
     A frame starts at a whole tick, so it has started at an instant exactly if it has started at
     that instant rounded down. Whole numbers keep the choice exact where an instant falls on the
     start of a frame, as it does for all 16 of a clip of 160 frames; floats would decide that by
     their rounding.
+
+    Raises UsageError if count < 1. An empty or reversed interval yields `count` copies of start.
+    Source: uniform sampling, 000_bcb79d7cf5a52fe8.txt, section 2.1 (midpoints are ours: they
+    avoid black first and last frames).
     """
     check_count(count)
     length = max(0, end - start)

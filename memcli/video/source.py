@@ -24,6 +24,8 @@ from memcli.errors import VideoError, VideoErrorCode
 from memcli.video.files import from_os_error
 from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
+MAX_READ_ERRORS = 8
+"""Failures of `video_packets` after which a file is not read on."""
 # Demuxers of files that hold their own media. Left out on purpose: everything that opens other
 # files or addresses (hls, dash, concat, sdp, image2 and the like) and capture devices.
 _VIDEO_FORMATS = (

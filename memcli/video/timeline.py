@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import av
 
 from memcli.errors import VideoError, VideoErrorCode
-from memcli.video.source import OpenVideo, video_packets
+from memcli.video.source import MAX_READ_ERRORS, OpenVideo, video_packets
 from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
-_MAX_READ_ERRORS = 8
 _GUARD_EVERY = 256  # packets between two looks at the clock; reading that many takes milliseconds
 
 
@@ -47,7 +46,7 @@ def scan(video: OpenVideo, limits: DecodeLimits, guard: Guard) -> Packets:
     budget = limits.max_packet_bytes
     number = 0
     is_vp8 = video.stream.codec_context.name in ("vp8", "libvpx")
-    while packets.read_errors < _MAX_READ_ERRORS:
+    while packets.read_errors < MAX_READ_ERRORS:
         try:
             for packet in video_packets(video):
                 size = packet.size

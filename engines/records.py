@@ -18,7 +18,7 @@ from typing import Any
 
 from memcli.engines.base import EngineName
 from memcli.engines.bundle import Variant
-from memcli.engines.loading import cpu_features, cpu_name
+from memcli.engines.loading import cpu_features, cpu_name, usable_cpus
 from memcli.engines.verify import ParityReport
 from memcli.home import home
 
@@ -48,13 +48,6 @@ class RecordKey:
             f"{self.threads or usable_cpus()} threads{'' if self.threads else ' (default)'}",
         )
         return " | ".join(parts)
-
-
-def usable_cpus() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load(key: RecordKey) -> ParityReport | None:

@@ -51,7 +51,9 @@ class _Scene:
     def integers(self, low: int, high: int, count: int = 1) -> NDArray[np.int64]:
         """`count` integers in [low, high); the modulo's bias (2**-56) is of no matter."""
         raw = self._bits.random_raw(count)
-        return low + (np.asarray(raw, dtype=np.uint64) % np.uint64(high - low)).astype(np.int64)
+        offsets = np.asarray(raw, dtype=np.uint64) % np.uint64(high - low)
+        result: NDArray[np.int64] = low + offsets.astype(np.int64)
+        return result
 
     def integer(self, low: int, high: int) -> int:
         """One integer in [low, high)."""

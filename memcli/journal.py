@@ -70,7 +70,7 @@ class Journal:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise _unwritable(path, error.strerror) from error
+            raise _unwritable(path, error.strerror or str(error)) from error
         journal = cls(descriptor, path)
         try:
             _lock(descriptor, table)

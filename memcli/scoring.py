@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memcli.engines.loading import usable_cpus
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.journal import FileIdentity
@@ -100,7 +100,7 @@ class Scorer:
         on_cpu = self.description.device == "cpu"
         # A CPU engine is busy for seconds with one clip: larger batches only cost memory there.
         self.batch_size = settings.batch_size or (1 if on_cpu else 16)
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cpus()
         self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
         self.stats = Stats(workers=self.workers)
 

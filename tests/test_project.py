@@ -104,6 +104,17 @@ LAYERS = {
         "memcli.text",
         "memcli.machine",
     },
+    "memcli.video": {"memcli.errors", "memcli.spec", "memcli.preprocess", "memcli.video"},
+    "memcli.export": {
+        "memcli.errors",
+        "memcli.spec",
+        "memcli.home",
+        "memcli.models",
+        "memcli.video",
+        "memcli.engines",
+        "memcli.train",
+        "memcli.export",
+    },
     "memcli.train": {"memcli.errors", "memcli.spec", "memcli.preprocess", "memcli.train"},
 }
 

@@ -138,10 +138,14 @@ def _notes(packages: dict[str, Package], facts: dict[str, Any]) -> list[str]:
 def _extras() -> dict[str, Any]:
     from memcli import machine
 
+    # cpu and gpu are alternatives: installing both would make either overwrite the other.
+    other = {"cpu": "gpu", "gpu": "cpu"}
+    whole = {name for name in other if not machine.missing_of(name)}
     return {
         name: {
             "purpose": purpose,
-            "missing": list(machine.missing_of(name)),
+            "missing": [] if other.get(name) in whole else list(machine.missing_of(name)),
+            "replaced_by": other[name] if other.get(name) in whole else None,
             "install": f"pip install 'memcli[{name}]'",
         }
         for name, (purpose, _) in machine.EXTRAS.items()
@@ -368,6 +372,8 @@ def _extra_rows(extras: dict[str, Any]) -> Rows:
     for name, extra in extras.items():
         missing = ", ".join(extra["missing"])
         state = f"lacks {missing}: {extra['install']}" if missing else "installed"
+        if extra["replaced_by"]:
+            state = f"an alternative to {extra['replaced_by']}, which is installed"
         yield name, f"{extra['purpose']}: {state}"
 
 

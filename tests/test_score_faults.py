@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,9 @@ from cli import memcli, memcli_command, table
 from media import make_video
 from tiny_bundle import make_tiny_bundle
 
+from memcli import app
 from memcli.errors import ExitCode
+from memcli.journal import FileIdentity
 
 TINY = ("--model", "tiny", "--engine", "onnxruntime", "--workers", "2")
 
@@ -103,6 +106,31 @@ def test_two_runs_do_not_write_one_table(many: Path, tmp_path: Path) -> None:
     process.wait()
     assert second.returncode == ExitCode.USAGE
     assert "another memcli run is writing this table" in second.stderr
+
+
+def test_a_file_whose_metadata_hang_is_given_up(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network mount whose server is gone: even `stat` does not come back."""
+    hanging = threading.Event()
+    real = FileIdentity.of
+
+    def identity(path: str) -> FileIdentity | None:
+        if path.endswith("07.mp4"):
+            hanging.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(FileIdentity, "of", identity)
+    output = tmp_path / "t.csv"
+    arguments = ["score", str(many), *TINY, "--quiet", "--file-timeout", "1", "-o", str(output)]
+    started = time.monotonic()
+    code = app.run(arguments)
+    hanging.set()
+    assert code == ExitCode.SOME_INPUTS_FAILED
+    assert time.monotonic() - started < 40
+    rows = {Path(row["path"]).name: row["error_code"] for row in table(output)}
+    assert len(rows) == 63
+    assert [name for name, error in rows.items() if error == "timeout"] == ["07.mp4"]
 
 
 @pytest.fixture

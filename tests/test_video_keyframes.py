@@ -10,7 +10,7 @@ import pytest
 from memcli.preprocess import FramePreparer
 from memcli.spec import FramePrep
 from memcli.video import keyframes, read_clip
-from tests.media import PREP, make_video, real_videos
+from tests.media import CUT_OFF, PREP, make_video, real_videos
 
 X264 = {"preset": "veryfast", "g": "10", "bf": "2", "sc_threshold": "0"}
 
@@ -61,7 +61,8 @@ def test_real_media(path: Path) -> None:
     clip = read_clip(path, PREP, sampling="keyframe")
     exact = read_clip(path, PREP)
     assert clip.frames.shape == exact.frames.shape
-    assert clip.damage is None
+    assert clip.damage == exact.damage
+    assert (clip.damage is not None) == (path.name in CUT_OFF)
     assert (np.diff(clip.times_s) >= 0).all()
     assert clip.info.width == exact.info.width
     assert clip.info.rotation == exact.info.rotation

@@ -23,6 +23,7 @@ class ClipBuilder:
         self._preparer = FramePreparer(prep)
         self._limits = limits
         self._frames = np.empty((count, *prep.frame_shape()), dtype=np.uint8)
+        self._filled = np.zeros(count, dtype=np.bool_)
         self._used = 0
         self._info: VideoInfo | None = None
 
@@ -48,6 +49,7 @@ class ClipBuilder:
             ) from error
         for slot in slots[1:]:
             self._frames[slot] = first
+        self._filled[list(slots)] = True
         self._used += 1
         if self._info is None:
             turned = rotation % 180 != 0
@@ -67,8 +69,15 @@ class ClipBuilder:
         tick_s: Fraction | None,
         damage: str | None,
     ) -> Clip:
-        """The finished clip. `ticks` per slot and `length` count `tick_s` seconds each."""
-        assert self._info is not None, "every slot was filled"
+        """The finished clip. `ticks` per slot and `length` count `tick_s` seconds each.
+
+        Raises VideoError (READ) if a slot was not filled: the frames to show were found on a
+        first pass over the file, and the second did not give all of them.
+        """
+        if self._info is None or not self._filled.all():
+            raise VideoError(
+                VideoErrorCode.READ, "the file gave fewer frames when it was read again"
+            )
         unit = tick_s or Fraction(1)
         times = np.array([float(tick * unit) for tick in ticks], dtype=np.float64)
         info = VideoInfo(

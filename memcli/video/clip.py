@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import av
 
@@ -12,7 +13,8 @@ from memcli.errors import VideoError, VideoErrorCode
 from memcli.spec import FramePrep, Sampling
 from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
-from memcli.video.files import open_descriptor
+from memcli.video.extent import missing_end, missing_frames
+from memcli.video.files import open_descriptor, unchanged
 from memcli.video.sampling import check_count, midpoint_ticks, shown_at
 from memcli.video.source import OpenVideo, is_encrypted, open_video
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
@@ -48,12 +50,14 @@ def read_clip(
     check_count(count)
     guard = Guard(deadline, cancelled)
     try:
-        with open_descriptor(path) as fd:
+        with open_descriptor(path) as fd, unchanged(fd):
+            clip = None
             if sampling == "keyframe":
                 clip = keyframes.read(fd, lambda: ClipBuilder(prep, count, limits), limits, guard)
-                if clip is not None:
-                    return clip
-            return _read_exact(fd, prep, count, threads, limits, guard)
+            if clip is None:
+                clip = _read_exact(fd, prep, count, threads, limits, guard)
+            lost = [missing_end(fd, guard), clip.damage]
+            return replace(clip, damage="; ".join(filter(None, lost)) or None)
     except VideoError as error:
         error.where = os.fsdecode(path)
         raise
@@ -96,7 +100,11 @@ def _trusted_timeline(video: OpenVideo, packets: Packets, guard: Guard) -> Timel
 
 
 def _read_targets(
-    video: OpenVideo, packets: Packets, timeline: Timeline, builder: ClipBuilder, guard: Guard
+    video: OpenVideo,
+    packets: Packets,
+    timeline: Timeline,
+    builder: ClipBuilder,
+    guard: Guard,
 ) -> Clip:
     instants = midpoint_ticks(timeline.begin, timeline.end, builder.count)
     shown = shown_at(timeline.starts, instants)
@@ -113,7 +121,7 @@ def _read_targets(
     gops.decode_targets(video, packets, targets, deliver, guard)
     ticks = [timeline.starts[place] - timeline.begin for place in shown]
     length = timeline.end - timeline.begin
-    return builder.clip(ticks, length, video.stream.time_base, _missing_end(video, packets))
+    return builder.clip(ticks, length, video.stream.time_base, missing_frames(video))
 
 
 def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip:
@@ -137,14 +145,3 @@ def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guar
     whole.decode_numbers(fd, set(slots), deliver, limits, guard)
     ticks: Sequence[int] = [starts[place] - starts[0] for place in shown]
     return builder.clip(ticks, end - starts[0], tick_s, found.damage())
-
-
-def _missing_end(video: OpenVideo, packets: Packets) -> str | None:
-    """Damage of an MP4 whose table lists more frames than the file still holds."""
-    if not video.container.format.name.startswith("mov"):
-        return None
-    listed = len(video.stream.index_entries)
-    present = len(packets) + packets.empty
-    if listed <= present:
-        return None
-    return f"the file ends early: {present} of {listed} frames are in it"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from memcli.errors import VideoError, VideoErrorCode
 
+_CHANGED = "the file changed while it was read"
+
 
 @contextmanager
 def open_descriptor(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Iterator[int]:
@@ -34,6 +36,31 @@ def open_descriptor(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def unchanged(fd: int) -> Iterator[None]:
+    """Raise VideoError (READ) if the file is written to meanwhile, whatever else is found of it.
+
+    What was read would be neither the old video nor the new one.
+    """
+    before = _version(fd)
+    try:
+        yield
+    except VideoError as error:
+        if error.code != VideoErrorCode.TIMEOUT and _version(fd) != before:
+            raise VideoError(VideoErrorCode.READ, _CHANGED) from error
+        raise
+    if _version(fd) != before:
+        raise VideoError(VideoErrorCode.READ, _CHANGED)
+
+
+def _version(fd: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(fd)
+    except OSError as error:  # of a network mount that went away
+        raise from_os_error(error) from error
+    return status.st_size, status.st_mtime_ns
 
 
 def _check_kind(status: os.stat_result) -> None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 import av
 
 from memcli.video.builder import ClipBuilder
+from memcli.video.extent import missing_frames
 from memcli.video.sampling import midpoint_ticks
 from memcli.video.source import OpenVideo, open_video, video_packets
 from memcli.video.timeline import scan, timeline_of
@@ -95,7 +96,7 @@ def _by_index(video: OpenVideo, builder: ClipBuilder, guard: Guard) -> Clip | No
         for slot in slots[key]:
             starts[slot] = packet.pts
     ticks = [max(0, time - start) for time in starts]
-    return builder.clip(ticks, length, stream.time_base, None)
+    return builder.clip(ticks, length, stream.time_base, missing_frames(video))
 
 
 def _by_scan(
@@ -124,7 +125,8 @@ def _by_scan(
             return None
         builder.put(frame, [s for s, p in enumerate(places) if p == place], video)
     ticks = [times[place] - timeline.begin for place in places]
-    return builder.clip(ticks, timeline.end - timeline.begin, video.stream.time_base, None)
+    length = timeline.end - timeline.begin
+    return builder.clip(ticks, length, video.stream.time_base, missing_frames(video))
 
 
 def _next_key(video: OpenVideo, time: int | None) -> VideoPacket | None:

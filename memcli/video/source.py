@@ -53,6 +53,7 @@ _DISCARD: Any = getattr(av.stream, "Discard", None)  # PyAV 18 and later
 class OpenVideo:
     """An open file and the video stream of it that is decoded."""
 
+    fd: int
     container: InputContainer
     stream: VideoStream
     probed: bool
@@ -100,7 +101,7 @@ def open_video(
         context.thread_count = max(1, threads)
         context.thread_type = "AUTO" if threads > 1 else "SLICE"
         context.options = {"max_pixels": _decoder_limit(limits)}
-        yield OpenVideo(container, stream, probed)
+        yield OpenVideo(fd, container, stream, probed)
     finally:
         container.close()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import av
 
+from memcli.text import plural
 from memcli.video.source import MAX_READ_ERRORS, OpenVideo, open_video, video_packets
 from memcli.video.timeline import last_duration
 from memcli.video.types import DecodeLimits, Guard, timeout_error
@@ -28,10 +29,11 @@ class Survey:
 
     def damage(self) -> str | None:
         """What was lost, in one line."""
+        decoded = f"{plural(len(self.pts), 'frame')} decoded"
         if self.bad_packets:
-            return f"{self.bad_packets} packets are damaged; {len(self.pts)} frames were decoded"
+            return f"{plural(self.bad_packets, 'damaged packet')}; {decoded}"
         if self.read_errors:
-            return f"the file could not be read to its end; {len(self.pts)} frames were decoded"
+            return f"the file could not be read to its end; {decoded}"
         return None
 
     def shown(self) -> tuple[list[int], list[int], int]:
@@ -87,7 +89,7 @@ def _frames(video: OpenVideo, guard: Guard, found: Survey) -> Iterator[av.VideoF
                 try:
                     frames = context.decode(packet)
                 except av.FFmpegError:
-                    found.bad_packets += 1
+                    found.bad_packets += not packet.is_corrupt  # each once
                     continue
                 yield from frames
             break

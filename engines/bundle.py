@@ -9,27 +9,34 @@
 
 Each precision is a *variant*: a graph, the precision in which a runtime executes it, the runtimes
 it may run on, and the reference it is verified against. The hash of every file is in the manifest
-and is checked when a bundle is opened.
+and is checked before a variant is used. A bundle may come from anywhere: nothing in it is believed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import shutil
+import posixpath
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from memcli.engines.base import ENGINES, EngineName
-from memcli.errors import ModelError
-from memcli.spec import PRECISIONS, FramePrep, Precision
+from memcli.engines.files import sha256_file
+from memcli.engines.loading import graph_facts
+from memcli.errors import EngineError, ModelError
+from memcli.spec import PRECISIONS, FramePrep, ModelSpec, Precision
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LICENSE_FILE = "LICENSE.weights.txt"
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.bin"
+FP32_GRAPH = f"fp32/{GRAPH_FILE}"
+_MAX_MANIFEST_BYTES = 16 << 20
 _DIGEST_LENGTH = 12
 
 
@@ -66,12 +73,23 @@ class Bundle:
     """An opened bundle. `read_bundle` makes it; nothing in it is changed in place."""
 
     root: Path
-    model: str
-    prep: FramePrep
-    spec: dict[str, Any]
-    weights: dict[str, Any]
-    """Package, version, SHA-256, `license` and `license_note`."""
+    spec: ModelSpec
     variants: dict[Precision, Variant]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.spec.name
+
+    @property
+    def prep(self) -> FramePrep:
+        """How frames are prepared for its graphs."""
+        return self.spec.prep
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Package, version, SHA-256, `license` and `license_note`."""
+        return asdict(self.spec.weights)
 
     def graph_path(self, variant: Variant) -> Path:
         """The ONNX file of a variant."""
@@ -84,7 +102,7 @@ class Bundle:
     @property
     def license(self) -> str:
         """The weights' licence in a few words."""
-        return str(self.weights.get("license", ""))
+        return self.spec.weights.license
 
     def size_bytes(self) -> int:
         """Bytes on disk."""
@@ -95,19 +113,10 @@ class Bundle:
         return {
             "schema": SCHEMA,
             "model": self.model,
-            "spec": self.spec,
+            "spec": self.spec.to_dict(),
             "weights": self.weights,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
         }
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal text."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_files(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -126,9 +135,18 @@ def _damaged(path: Path, what: str) -> ModelError:
 def _inside(root: Path, name: str) -> Path:
     """A file named by the manifest; a name that leaves the bundle is an attack or damage."""
     path = root / name
-    if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+    try:
+        stays = _is_plain(name) and path.resolve() == root.resolve() / name
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a zero byte
+        stays = False
+    if not stays:
         raise _damaged(root / MANIFEST, f"the manifest names a file outside the bundle: {name!r}")
     return path
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a path inside the bundle is spelled in the one way that we spell it."""
+    return posixpath.normpath(name) == name and not name.startswith(("/", "../")) and name != "."
 
 
 def _variant(name: str, entry: dict[str, Any]) -> Variant:
@@ -138,8 +156,8 @@ def _variant(name: str, entry: dict[str, Any]) -> Variant:
         engines=tuple(entry["engines"]),
         files={str(file): str(digest) for file, digest in entry["files"].items()},
         reference=dict(entry["reference"]),
-        parity=list(entry["parity"]),
-        made_by=dict(entry["made_by"]),
+        parity=[_parity(report) for report in entry["parity"]],
+        made_by={str(key): str(value) for key, value in entry["made_by"].items()},
     )
     if variant.precision != name or name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}")
@@ -147,15 +165,19 @@ def _variant(name: str, entry: dict[str, Any]) -> Variant:
         raise ValueError(f"unknown engine in {variant.engines}")
     if variant.graph not in variant.files:
         raise ValueError(f"no hash for {variant.graph}")
+    for file in variant.files:
+        if not _is_plain(file):
+            raise ValueError(f"a file outside the bundle: {file!r}")
     return variant
 
 
-def frame_prep(entry: dict[str, Any]) -> FramePrep:
-    """A FramePrep from JSON, where tuples are lists."""
-    values: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()
-    }
-    return FramePrep(**values)
+def _parity(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of the gate whose numbers are numbers."""
+    numbers = [report["max_abs"], report["mean_abs"]]
+    numbers += [report["srcc"]] if report.get("srcc") is not None else []
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError("a parity report without numbers")
+    return dict(report)
 
 
 def read_bundle(root: Path) -> Bundle:
@@ -166,10 +188,14 @@ def read_bundle(root: Path) -> Bundle:
     """
     path = root / MANIFEST
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_MANIFEST_BYTES + 1)
+        if len(content) > _MAX_MANIFEST_BYTES:
+            raise ValueError("it is too large")
+        entry = json.loads(content)
     except FileNotFoundError:
         raise ModelError(f"not a bundle: it has no {MANIFEST}", where=str(root)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"the manifest cannot be read: {error}") from error
     schema = entry.get("schema") if isinstance(entry, dict) else None
     if schema != SCHEMA:
@@ -180,22 +206,20 @@ def read_bundle(root: Path) -> Bundle:
         )
     try:
         variants = {name: _variant(name, value) for name, value in entry["variants"].items()}
-        return Bundle(
-            root=root,
-            model=str(entry["model"]),
-            prep=frame_prep(entry["spec"]["prep"]),
-            spec=dict(entry["spec"]),
-            weights=dict(entry["weights"]),
-            variants=cast("dict[Precision, Variant]", variants),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        spec = ModelSpec.from_dict(entry["spec"])
+        if entry["model"] != spec.name or entry["weights"] != entry["spec"]["weights"]:
+            raise ValueError("it says two things about its model or weights")
+    except KeyError as error:
+        raise _damaged(path, f"the manifest is damaged: {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"the manifest is damaged: {error}") from error
+    return Bundle(root, spec, cast("dict[Precision, Variant]", variants))
 
 
 def verify_files(bundle: Bundle, variant: Variant) -> None:
-    """Check every file of a variant against its hash.
+    """Check every file of a variant against its hash, and that its graph reads no other files.
 
-    Raises ModelError naming the first file that is missing or differs.
+    Raises ModelError naming the first file that is missing, differs or has no hash.
     """
     for name, expected in variant.files.items():
         path = _inside(bundle.root, name)
@@ -203,6 +227,15 @@ def verify_files(bundle: Bundle, variant: Variant) -> None:
             raise _damaged(path, "a file of the bundle is missing")
         if sha256_file(path) != expected:
             raise _damaged(path, "a file of the bundle was changed or damaged (SHA-256 differs)")
+    graph = bundle.graph_path(variant)
+    try:
+        external = graph_facts(graph).external_files
+    except EngineError as error:
+        raise _damaged(graph, error.what) from error
+    for name in sorted(external):
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(variant.graph), name))
+        if file not in variant.files:
+            raise _damaged(graph, f"the graph reads a file without a hash: {name!r}")
 
 
 def write_manifest(bundle: Bundle) -> None:
@@ -211,13 +244,3 @@ def write_manifest(bundle: Bundle) -> None:
     temporary = bundle.root / f".{MANIFEST}.{os.getpid()}"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(bundle.root / MANIFEST)
-
-
-def install(staging: Path, target: Path) -> None:
-    """Move a finished bundle folder to its place; an older one is replaced at once."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        target.replace(old)
-    staging.replace(target)
-    shutil.rmtree(old, ignore_errors=True)

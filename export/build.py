@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,28 @@ import memcli
 from memcli.engines import records
 from memcli.engines.base import EngineName
 from memcli.engines.bundle import (
+    FP32_GRAPH,
+    GRAPH_FILE,
     LICENSE_FILE,
+    MANIFEST,
     Bundle,
     Variant,
     hash_files,
-    install,
     read_bundle,
+    verify_files,
     write_manifest,
 )
+from memcli.engines.files import install
 from memcli.engines.loading import graph_facts, import_runtime, installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
 from memcli.engines.verify import ParityReport, Reference, verify
 from memcli.errors import MemcliError, ModelError, OutputError, ParityError
+from memcli.export.fill import GRAPHS
 from memcli.home import bundles_dir
-from memcli.spec import ModelSpec, Precision
+from memcli.spec import ModelSpec, Precision, Tolerance
 
-GRAPHS = Path(__file__).parent / "graphs"
 CPU_ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime")
-FP32_GRAPH = "fp32/model.onnx"
 
 
 def build_bundle(
@@ -46,8 +50,9 @@ def build_bundle(
     """Gate the fp32 graph in `staging` and install the folder as `target`.
 
     `staging` holds what `memcli.export.pull` leaves: `model.onnx`, the external data it names and
-    the licence of the weights (or the graph already in `fp32/`). It must be on the file system of
-    `target` (default: `bundles_dir()/NAME`), and becomes it.
+    the licence of the weights. It must be on the file system of `target` (default:
+    `bundles_dir()/NAME`), and becomes it. Other precisions of a bundle already there are kept if
+    they were made from the same graph and weights; if not, `report` names them.
     `reference` defaults to `graphs/NAME.reference.json`. The graph must reproduce it with every
     runtime installed here; without any runtime the gate is left to the first use, and said so.
 
@@ -62,31 +67,72 @@ def build_bundle(
     entry = dict(reference) if reference is not None else load_reference(spec)
     entry["tolerance"] = spec.to_dict()["tolerances"]["fp32"]
     variant = make_float_variant(staging, "fp32", Reference.from_dict(entry), made_by or {})
-    spec_entry = json.loads(json.dumps(spec.to_dict()))
-    bundle = Bundle(
-        root=staging,
-        model=spec.name,
-        prep=spec.prep,
-        spec=spec_entry,
-        weights=spec_entry["weights"],
-        variants={"fp32": variant},
-    )
+    bundle = Bundle(staging, spec, variants={"fp32": variant})
     reports = gate_everywhere(bundle, variant, report)
     variant = replace(variant, parity=[parity.to_dict() for parity in reports])
-    return publish(replace(bundle, variants={"fp32": variant}), target or bundles_dir() / spec.name)
+    bundle = replace(bundle, variants={"fp32": variant})
+    target = target or bundles_dir() / spec.name
+    return publish(keep_variants(bundle, target, report), target)
 
 
 def _arrange(staging: Path) -> None:
     """Move a graph and its external data into the folder of their precision."""
-    pulled = staging / Path(FP32_GRAPH).name
-    if not pulled.is_file():
-        return
+    if not (staging / GRAPH_FILE).is_file():
+        raise ModelError("the fp32 graph is missing", where=str(staging / GRAPH_FILE))
     try:
         (staging / FP32_GRAPH).parent.mkdir(exist_ok=True)
-        for name in graph_files(staging, pulled.name):
+        for name in graph_files(staging, GRAPH_FILE):
             (staging / name).replace((staging / FP32_GRAPH).with_name(name))
     except OSError as error:
         raise OutputError(f"cannot arrange the bundle: {error}", where=str(staging)) from error
+
+
+def keep_variants(bundle: Bundle, installed: Path, report: Callable[[str], None]) -> Bundle:
+    """`bundle`, of fp32 only, with the other precisions of the bundle at `installed`.
+
+    Those of another graph, preparation or tolerance, and damaged ones, are left out and reported.
+    Raises OutputError if the disk does not take the copies.
+    """
+    if not (installed / MANIFEST).is_file():
+        return bundle
+    try:
+        old = read_bundle(installed)
+    except ModelError:
+        report("the installed bundle is damaged: precisions made from it are not kept")
+        return bundle
+    fp32 = bundle.variants["fp32"]
+    same = "fp32" in old.variants and old.variants["fp32"].files == fp32.files
+    kept = dict(bundle.variants)
+    for precision, variant in old.variants.items():
+        if precision == "fp32":
+            continue
+        why = "it was made from another graph" if not same else None
+        if old.prep != bundle.prep or _tolerance(old, precision) != _tolerance(bundle, precision):
+            why = "what it must keep to has changed"
+        try:
+            if why is None:
+                verify_files(old, variant)
+                _copy_files(old.root, bundle.root, set(variant.files) - set(fp32.files))
+        except ModelError as error:
+            why = error.what
+        if why is None:
+            kept[precision] = variant
+        else:
+            report(f"{precision} is not kept: {why} (memcli export {bundle.model} --{precision})")
+    return replace(bundle, variants=kept)
+
+
+def _tolerance(bundle: Bundle, precision: Precision) -> Tolerance | None:
+    return bundle.spec.tolerances.get(precision)
+
+
+def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    try:
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, target / name)
+    except OSError as error:
+        raise OutputError(f"cannot copy {name}: {error}", where=str(target)) from error
 
 
 def load_reference(spec: ModelSpec) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import mmap
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.engines.files import ZIP_ERRORS
 from memcli.errors import MissingDependencyError, ModelError
 from memcli.export.unpickle import Storage, Tensor, read_tensors
 
@@ -133,7 +133,7 @@ class _Archive:
         _check_directory_size(self._map)
         try:
             self._zip = zipfile.ZipFile(path)
-        except (*_ZIP_ERRORS, OSError) as error:
+        except (*ZIP_ERRORS, OSError) as error:
             raise ModelError(f"is not a PyTorch checkpoint (zip archive): {error}") from error
         self._entries = _check_entries(self._zip.infolist(), size)
         self._prefix = _prefix(self._entries)
@@ -178,7 +178,7 @@ class _Archive:
                 content = file.read(entry.file_size)
                 if len(content) < entry.file_size or file.read(1):
                     raise ModelError(f"{entry.filename!r:.80} has another size than declared")
-        except (*_ZIP_ERRORS, OSError) as error:
+        except (*ZIP_ERRORS, OSError) as error:
             raise ModelError(f"{entry.filename!r:.80} is damaged: {error}") from error
         return content
 
@@ -192,20 +192,6 @@ class _Archive:
         if start + entry.file_size > len(self._map):
             raise ModelError("is truncated")
         return start
-
-
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    IndexError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
-"""What Python's zipfile raises on damaged archives, by experience of fuzzing it."""
 
 
 def _check_directory_size(data: mmap.mmap) -> None:

@@ -5,12 +5,8 @@ The counterpart of `memcli.export.onnx`: no torch, one tensor in memory at a tim
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from memcli.engines.bundle import DATA_FILE, GRAPH_FILE
 from memcli.errors import ModelError
-
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.bin"
 
 GRAPHS = Path(__file__).parent / "graphs"
 """The weightless graphs of the registry."""
@@ -36,25 +30,6 @@ IGNORABLE = re.compile(r"(^|\.)num_batches_tracked$")
 Tensors = Mapping[str, NDArray[Any]]
 
 
-def fill_graph(
-    graph_path: Path,
-    tensors: Tensors,
-    out_dir: Path,
-    *,
-    ignorable: re.Pattern[str] = IGNORABLE,
-) -> Path:
-    """Write `out_dir/model.onnx` and `out_dir/model.bin`; return the path of the former.
-
-    `tensors` may load lazily: each is asked for once, in graph order. `out_dir` appears complete
-    or not at all, and replaces a folder of that name.
-    Raises ModelError, naming the tensors, if one is missing, has another shape or dtype, is not
-    finite, or has no place in the graph (other than names that match `ignorable`).
-    """
-    with replacing_directory(out_dir) as staging:
-        write_filled(graph_path, tensors, staging, ignorable=ignorable)
-    return out_dir / MODEL_FILE
-
-
 def write_filled(
     graph_path: Path,
     tensors: Tensors,
@@ -62,7 +37,13 @@ def write_filled(
     *,
     ignorable: re.Pattern[str] = IGNORABLE,
 ) -> None:
-    """Like `fill_graph`, into an existing `directory` and without its atomic replacement."""
+    """Write the graph and its tensors into an existing `directory`, as GRAPH_FILE and DATA_FILE.
+
+    `tensors` may load lazily: each is asked for once, in graph order.
+    Raises ModelError, naming the tensors, if one is missing, has another shape or dtype, is not
+    finite, or has no place in the graph (other than names that match `ignorable`). A half-written
+    file may then be left in `directory`.
+    """
     try:
         model = onnx.load(graph_path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError shares no public base with OSError
@@ -84,46 +65,7 @@ def write_filled(
                 ("length", array.nbytes),
             ):
                 placeholder.external_data.add(key=key, value=str(value))
-    (directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
-
-
-def read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    """All tensors of a safetensors file, memory-mapped by its own library.
-
-    Raises ModelError if the file is damaged or holds a dtype that numpy lacks.
-    """
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, TypeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"not a readable safetensors file: {error}", where=str(path)) from error
-
-
-@contextmanager
-def replacing_directory(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that takes its place if the block ends without exception.
-
-    A folder already at `target` is kept until then, and put back if the swap fails.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tag = f"{os.getpid()}-{secrets.token_hex(4)}"
-    staging = target.parent / f".{target.name}.{tag}.new"
-    aside = target.parent / f".{target.name}.{tag}.old"
-    staging.mkdir()
-    try:
-        yield staging
-        if target.exists():
-            target.rename(aside)
-        staging.rename(target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+    (directory / GRAPH_FILE).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _check_names(wanted: set[str], tensors: Tensors, ignorable: re.Pattern[str]) -> None:

@@ -30,8 +30,9 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
+from memcli.engines.bundle import DATA_FILE
 from memcli.engines.reference import synthetic_frames
-from memcli.export.fill import DATA_FILE, GRAPHS
+from memcli.export.fill import GRAPHS
 from memcli.export.pull import check_wheel, extract_member
 from memcli.models import get_model
 from memcli.spec import ModelSpec

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -12,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memcli.engines.bundle import (
+    FP32_GRAPH,
+    GRAPH_FILE,
     Bundle,
     Variant,
     hash_files,
     read_bundle,
-    sha256_file,
     verify_files,
     write_manifest,
 )
+from memcli.engines.files import install, locked, staging
 from memcli.engines.loading import import_runtime
 from memcli.engines.openvino import open_openvino, require_cpu_precision
 from memcli.engines.reference import synthetic_frames
 from memcli.engines.verify import Reference, run_scores
-from memcli.errors import ModelError, OutputError, UsageError
+from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.export.build import (
-    FP32_GRAPH,
     gate_everywhere,
     graph_files,
     make_float_variant,
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     Clip = npt.NDArray[np.uint8]
 
 Report = Callable[[str], None]
-GRAPH_FILE = "model.onnx"
 
 
 def make_variant(
@@ -77,39 +78,46 @@ def make_variant(
         held = list(holdout)
         if held:
             variant = replace(variant, parity=[*variant.parity, _bf16_parity(bundle, held, report)])
-        return _add(bundle, variant, None)
+        return _add(bundle, variant, None, report)
     clips = make_calibration_set(calibration, holdout, bundle.prep)
-    staging = bundle.root.with_name(f".{bundle.root.name}.making-{os.getpid()}")
     try:
-        staging.mkdir(parents=True)
-        result = make_int8(bundle.root / FP32_GRAPH, staging / GRAPH_FILE, clips, tolerance, report)
-        folder = f"int8-{sha256_file(staging / GRAPH_FILE)[:8]}"
-        staged = replace(bundle, root=staging)
-        (staging / folder).mkdir()
-        for name in graph_files(staging, GRAPH_FILE):
-            (staging / name).replace(staging / folder / name)
-        graph = f"{folder}/{GRAPH_FILE}"
-        variant = Variant(
-            precision="int8",
-            graph=graph,
-            engines=("openvino",),
-            files=hash_files(staging, graph_files(staging, graph)),
-            reference=_own_reference(staged, graph, reference).to_dict(),
-            made_by=versions({"openvino": import_runtime("openvino").__version__}),
-        )
-        measured = {
-            **asdict(result.holdout),
-            "frames_of": "holdout videos",
-            "int8_layers": result.int8_layers,
-            "float_layers": list(result.float_layers),
-        }
-        variant = _gated(staged, variant, report)
-        variant = replace(variant, parity=[*variant.parity, measured])
-        return _add(bundle, variant, staging / folder)
+        with staging(bundle.root, "make") as folder:
+            result = make_int8(
+                bundle.root / FP32_GRAPH, folder / GRAPH_FILE, clips, tolerance, report
+            )
+            variant = _int8_variant(bundle, folder, reference)
+            variant = _gated(replace(bundle, root=folder), variant, report)
+            measured = {
+                **asdict(result.holdout),
+                "frames_of": "holdout videos",
+                "int8_layers": result.int8_layers,
+                "float_layers": list(result.float_layers),
+            }
+            variant = replace(variant, parity=[*variant.parity, measured])
+            return _add(bundle, variant, folder / Path(variant.graph).parent, report)
+    except MemcliError:
+        raise  # some are OSErrors too
     except OSError as error:
         raise OutputError(f"cannot write the graph: {error}", where=str(bundle.root)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _int8_variant(bundle: Bundle, folder: Path, reference: Reference) -> Variant:
+    """The graph in `folder`, moved to a folder in it that is named after the content."""
+    hashes = hash_files(folder, graph_files(folder, GRAPH_FILE))
+    content = hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()[:8]
+    place = f"int8-{content}"
+    (folder / place).mkdir()
+    for name in hashes:
+        (folder / name).replace(folder / place / name)
+    graph = f"{place}/{GRAPH_FILE}"
+    return Variant(
+        precision="int8",
+        graph=graph,
+        engines=("openvino",),
+        files={f"{place}/{name}": digest for name, digest in hashes.items()},
+        reference=_own_reference(replace(bundle, root=folder), graph, reference).to_dict(),
+        made_by=versions({"openvino": import_runtime("openvino").__version__}),
+    )
 
 
 def check_precision(precision: Precision) -> None:
@@ -137,30 +145,54 @@ def _gated(bundle: Bundle, variant: Variant, report: Report) -> Variant:
     return replace(variant, parity=[*variant.parity, *(one.to_dict() for one in parity)])
 
 
-def _add(bundle: Bundle, variant: Variant, folder: Path | None) -> Variant:
+def _add(bundle: Bundle, variant: Variant, folder: Path | None, report: Report) -> Variant:
     """Install a gated variant: its folder, if it has one, then the manifest that names it.
 
     The folder's name is new with every content, so that a crash in between leaves the former
     manifest with the former files. No hard links: onnx refuses files that have several names.
     """
-    if folder is not None:
-        target = bundle.root / folder.name
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
-    # Read again: another process may have added a precision in the minutes that this one took.
-    current = read_bundle(bundle.root)
-    former = current.variants.get(variant.precision)
-    write_manifest(replace(current, variants={**current.variants, variant.precision: variant}))
-    if folder is not None and former is not None and former.graph != variant.graph:
-        shutil.rmtree((bundle.root / former.graph).parent, ignore_errors=True)
+    name = bundle.model
+
+    def waiting() -> None:
+        report(f"another memcli is changing {name}: waiting for it")
+
+    try:
+        with locked(bundle.root, waiting):
+            # Read again: others may have changed the bundle in the minutes that this one took.
+            current = read_bundle(bundle.root)
+            before, now = bundle.variants["fp32"], current.variants.get("fp32")
+            if now is None or now.files != before.files:
+                raise ModelError(
+                    f"{name} was replaced while its {variant.precision} was made",
+                    where=str(bundle.root),
+                    next_step="Run the same command again.",
+                )
+            if folder is not None:
+                install(folder, bundle.root / folder.name)
+            variants = {**current.variants, variant.precision: variant}
+            write_manifest(replace(current, variants=variants))
+            if former := current.variants.get(variant.precision):
+                _delete_unused(bundle.root, former, variants.values())
+    except MemcliError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the bundle: {error}", where=str(bundle.root)) from error
     return variant
 
 
+def _delete_unused(root: Path, former: Variant, variants: Iterable[Variant]) -> None:
+    """Delete the folder of a variant that the manifest no longer names."""
+    folder = Path(former.graph).parent
+    used = {part for one in variants for name in one.files for part in Path(name).parents}
+    if len(folder.parts) == 1 and folder not in used:
+        shutil.rmtree(root / folder, ignore_errors=True)
+
+
 def _tolerance(bundle: Bundle, precision: Precision) -> Tolerance:
-    entry = bundle.spec.get("tolerances", {}).get(precision)
-    if entry is None:
+    tolerance = bundle.spec.tolerances.get(precision)
+    if tolerance is None:
         raise ModelError(f"{bundle.model} defines no tolerance for {precision}: it has no gate")
-    return Tolerance(**entry)
+    return tolerance
 
 
 def _own_reference(bundle: Bundle, graph: str, reference: Reference) -> Reference:

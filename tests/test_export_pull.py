@@ -15,10 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 from test_checkpoint_hostile import archive, state, tensor
 
-from memcli.engines.bundle import LICENSE_FILE
+from memcli.engines.bundle import DATA_FILE, GRAPH_FILE, LICENSE_FILE
 from memcli.errors import ModelError
 from memcli.export import pull as module
-from memcli.export.fill import DATA_FILE, MODEL_FILE
 from memcli.export.pull import pull
 from memcli.models import get_model
 from memcli.spec import ModelSpec
@@ -112,12 +111,11 @@ Get = Callable[..., module.PulledWeights]
 def assert_pulled(pulled: module.PulledWeights, home: Path) -> None:
     assert [path.name for path in home.iterdir()] == ["tiny"], "nothing temporary is left"
     assert sorted(path.name for path in (home / "tiny").iterdir()) == sorted(
-        [MODEL_FILE, DATA_FILE, LICENSE_FILE]
+        [GRAPH_FILE, DATA_FILE, LICENSE_FILE]
     )
-    assert pulled.graph == home / "tiny" / MODEL_FILE
+    assert pulled.graph == home / "tiny" / GRAPH_FILE
     model = onnx.load(pulled.graph)
     assert onnx.numpy_helper.to_array(model.graph.initializer[0]).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert pulled.license_text == LICENSE
     assert (home / "tiny" / LICENSE_FILE).read_text(encoding="utf-8") == LICENSE
     assert len(pulled.weights_sha256) == 64
 

@@ -120,11 +120,12 @@ def bundle(tmp_path, monkeypatch):
 
 def with_tolerance(bundle, tolerance):
     tolerances = {
-        **bundle.spec["tolerances"],
-        "int8": dataclasses.asdict(tolerance),
-        "bf16": dataclasses.asdict(tolerance),
+        **bundle.spec.tolerances,
+        "int8": tolerance,
+        "bf16": tolerance,
     }
-    write_manifest(dataclasses.replace(bundle, spec={**bundle.spec, "tolerances": tolerances}))
+    spec = dataclasses.replace(bundle.spec, tolerances=tolerances)
+    write_manifest(dataclasses.replace(bundle, spec=spec))
     return read_bundle(bundle.root)
 
 

@@ -75,16 +75,7 @@ def make_tiny_bundle(
             made_by={"tests": "tiny_bundle"},
         )
     spec = _spec(name, prep)
-    write_manifest(
-        Bundle(
-            root=root,
-            model=name,
-            prep=prep,
-            spec=spec.to_dict(),
-            weights=spec.to_dict()["weights"],
-            variants=variants,
-        )
-    )
+    write_manifest(Bundle(root, spec, variants))
     return read_bundle(root)
 
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +173,7 @@ def _weightless(name: str) -> Bundle:
     from memcli.engines.bundle import Bundle
     from memcli.models import get_model
 
-    spec = get_model(name)
-    return Bundle(Path(), name, spec.prep, spec.to_dict(), asdict(spec.weights), variants={})
+    return Bundle(Path(), get_model(name), variants={})
 
 
 @contextmanager

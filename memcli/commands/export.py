@@ -62,6 +62,8 @@ def command(
             where=str(output),
             next_step=f"Use --output {output.with_suffix(store.ARCHIVE_SUFFIX).name}",
         )
+    if output is not None:
+        store.check_output(output)
     bundle = store.ensure(model, offline=offline, report=say)
     if precision is not None:
         from memcli.export.calibration import read_calibration

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memcli.commands.options import json_option
+from memcli.text import printable
 
 if TYPE_CHECKING:
-    from memcli.engines.bundle import Bundle
+    from memcli.engines.bundle import Bundle, Variant
+    from memcli.spec import ModelSpec, PublishedResult
 
 
 @click.group(name="models", invoke_without_command=True)
@@ -34,44 +36,46 @@ def command(ctx: click.Context, as_json: bool) -> None:
     from memcli.terminal import print_table
 
     bundles = {bundle.model: bundle for bundle in store.installed()}
-    specs: dict[str, dict[str, Any]] = {name: spec.to_dict() for name, spec in MODELS.items()}
-    specs |= {name: bundle.spec for name, bundle in bundles.items() if name not in specs}
-    entries = [_entry(name, spec, bundles.get(name)) for name, spec in sorted(specs.items())]
+    specs = {**{name: bundle.spec for name, bundle in bundles.items()}, **MODELS}
     if as_json:
+        entries = [_entry(spec, bundles.get(name)) for name, spec in sorted(specs.items())]
         click.echo(json.dumps(entries, indent=2))
         return
     print_table(
         ("model", "input", "predicts", "installed", "weights' licence", "trained on", "published"),
-        [
-            (
-                entry["model"],
-                entry["input"],
-                entry["predicts"],
-                ", ".join(entry["installed"]) or "no",
-                entry["license"],
-                entry["trained_on"],
-                entry["published"][0] if entry["published"] else "",
-            )
-            for entry in entries
-        ],
+        [_row(spec, bundles.get(name)) for name, spec in sorted(specs.items())],
     )
 
 
-def _entry(name: str, spec: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
-    prep = spec["prep"]
+def _entry(spec: ModelSpec, bundle: Bundle | None) -> dict[str, Any]:
     return {
-        "model": name,
-        "input": f"{prep['frames']} frames {prep['crop_width']}x{prep['crop_height']}",
-        "predicts": spec["predicts"],
-        "license": spec["weights"]["license"],
+        "model": spec.name,
+        "input": f"{spec.prep.frames} frames {spec.prep.crop_width}x{spec.prep.crop_height}",
+        "predicts": spec.predicts,
+        "license": spec.weights.license,
         "installed": list(bundle.variants) if bundle else [],
-        "trained_on": spec["trained_on"],
-        "published": [_published(result) for result in spec["published"]],
+        "trained_on": spec.trained_on,
+        "published": [_published(result) for result in spec.published],
     }
 
 
-def _published(result: dict[str, Any]) -> str:
-    return f"{result['metric']} {result['value']:g} ({result['dataset']})"
+def _row(spec: ModelSpec, bundle: Bundle | None) -> list[str]:
+    entry = _entry(spec, bundle)
+    # Only rank correlations compare across models; other figures are for `models show`.
+    ranked = [_published(result) for result in spec.published if result.metric == "SRCC"]
+    return [
+        entry["model"],
+        entry["input"],
+        entry["predicts"],
+        ", ".join(entry["installed"]) or "no",
+        entry["license"],
+        entry["trained_on"],
+        ranked[0] if ranked else "none published",
+    ]
+
+
+def _published(result: PublishedResult) -> str:
+    return f"{result.metric} {result.value:g}: {result.dataset}"
 
 
 @command.command(name="show")
@@ -83,35 +87,36 @@ def show(name: str, as_json: bool) -> None:
     from memcli.models import get_model
 
     bundle = store.find(name) if store.is_installed(name) or "/" in name else None
-    spec: dict[str, Any] = bundle.spec if bundle else get_model(name).to_dict()
+    spec = bundle.spec if bundle else get_model(name)
     if as_json:
-        click.echo(json.dumps(bundle.manifest() if bundle else spec, indent=2))
+        click.echo(json.dumps(bundle.manifest() if bundle else spec.to_dict(), indent=2))
         return
-    weights = spec["weights"]
+    weights = spec.weights
     lines = [
-        f"{spec['name']}: {spec['summary']}",
-        f"predicts    {spec['predicts']}",
-        f"source      {spec['source']}",
-        f"trained on  {spec['trained_on']}",
-        *(f"published   {_published(result)}; {result['source']}" for result in spec["published"]),
-        f"weights     {weights['package']} {weights['version']}, {weights['homepage']}",
-        f"licence     {weights['license']}: {weights['license_note']}",
+        f"{spec.name}: {spec.summary}",
+        f"predicts    {spec.predicts}",
+        f"source      {spec.source}",
+        f"trained on  {spec.trained_on}",
+        *(f"published   {_published(result)}; {result.source}" for result in spec.published),
+        f"weights     {weights.package} {weights.version}, {weights.homepage}",
+        f"licence     {weights.license}: {weights.license_note}",
     ]
     if bundle is None:
-        lines.append(f"installed   no (memcli models pull {spec['name']})")
+        lines.append(f"installed   no (memcli models pull {spec.name})")
     else:
         lines.append(f"installed   {bundle.root} ({bundle.size_bytes() / 1e6:.0f} MB)")
         lines += [line for variant in bundle.variants.values() for line in _parity_lines(variant)]
-    click.echo("\n".join(lines))
+    for line in lines:
+        click.echo(printable(line))
 
 
-def _parity_lines(variant: Any) -> list[str]:
+def _parity_lines(variant: Variant) -> list[str]:
     lines = [f"{variant.precision:<11} {variant.graph}, for {', '.join(variant.engines)}"]
     for report in variant.parity:
         srcc = f", SRCC {report['srcc']:.4f}" if report.get("srcc") is not None else ""
         lines.append(
-            f"            {report['engine']}: max |difference| {report['max_abs']:.2g},"
-            f" mean {report['mean_abs']:.2g}{srcc}"
+            f"            {report.get('engine') or report.get('frames_of')}:"
+            f" max |difference| {report['max_abs']:.2g}, mean {report['mean_abs']:.2g}{srcc}"
         )
     return lines
 
@@ -131,7 +136,7 @@ def pull(name: str, wheel: Path | None, offline: bool) -> None:
     from memcli.progress import say
 
     bundle = store.pull(name, wheel=wheel, offline=offline, report=say)
-    click.echo(f"installed {bundle.model} in {bundle.root}")
+    click.echo(printable(f"installed {bundle.model} in {bundle.root}"))
 
 
 @command.command(name="add")
@@ -139,9 +144,11 @@ def pull(name: str, wheel: Path | None, offline: bool) -> None:
 def add(file: Path) -> None:
     """Install a bundle: a .memcli file or a folder."""
     from memcli import store
+    from memcli.progress import say
 
-    bundle = store.add(file)
-    click.echo(f"installed {bundle.model} ({', '.join(bundle.variants)}) in {bundle.root}")
+    bundle = store.add(file, report=say)
+    precisions = ", ".join(bundle.variants)
+    click.echo(printable(f"installed {bundle.model} ({precisions}) in {bundle.root}"))
 
 
 @command.command(name="rm")
@@ -150,4 +157,4 @@ def rm(name: str) -> None:
     """Remove an installed model from this machine."""
     from memcli import store
 
-    click.echo(f"removed {store.remove(name)}")
+    click.echo(printable(f"removed {store.remove(name)}"))

@@ -1,0 +1,105 @@
+"""`memcli models` and `memcli export`, with bundles that anybody may have written."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from cli import memcli
+from tiny_bundle import make_tiny_bundle
+
+from memcli.engines.bundle import Bundle, read_bundle, write_manifest
+from memcli.models import get_model
+from memcli.spec import PublishedResult
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07\u202egnp.exe\nlicence     free for all"
+
+
+def respecified(bundle: Bundle, **changes: object) -> Bundle:
+    spec = dataclasses.replace(bundle.spec, **changes)
+    write_manifest(dataclasses.replace(bundle, spec=spec))
+    return read_bundle(bundle.root)
+
+
+@pytest.fixture
+def hostile(memcli_home: Path) -> Bundle:
+    bundle = make_tiny_bundle(memcli_home)
+    weights = dataclasses.replace(bundle.spec.weights, license=HOSTILE, homepage=HOSTILE)
+    result = PublishedResult(dataset=HOSTILE, metric="SRCC", value=0.5, source=HOSTILE)
+    texts = dict.fromkeys(("summary", "predicts", "source", "trained_on"), HOSTILE)
+    return respecified(bundle, weights=weights, published=(result,), **texts)
+
+
+@pytest.mark.parametrize("words", [("models",), ("models", "show", "tiny")])
+def test_foreign_text_cannot_steer_the_terminal(
+    hostile: Bundle, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = memcli(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b[2J" in done.stdout
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    assert not [line for line in done.stdout.splitlines() if line.startswith("licence     free")]
+
+
+def test_an_odd_bundle_does_not_hide_the_others(memcli_home: Path, tmp_path: Path) -> None:
+    make_tiny_bundle(memcli_home, "good")
+    odd = make_tiny_bundle(memcli_home, "odd")
+    manifest = json.loads((odd.root / "manifest.json").read_text())
+    del manifest["spec"]["trained_on"]
+    (odd.root / "manifest.json").write_text(json.dumps(manifest))
+    done = memcli("models", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "good" in done.stdout
+    done = memcli("models", "show", "odd", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "spec.trained_on is missing" in done.stderr
+
+
+def test_published_is_a_rank_correlation_that_says_whose(memcli_home: Path, tmp_path: Path) -> None:
+    tiny = make_tiny_bundle(memcli_home)
+    other = PublishedResult("some images", "accuracy", 0.99, "a paper")
+    respecified(tiny, published=(other,))
+    done = memcli("models", cwd=tmp_path)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    first = next(one for one in get_model("resmem").published if one.metric == "SRCC")
+    assert f"SRCC {first.value}: {first.dataset}" in lines["resmem"]
+    assert "0.67" not in lines["resmem"]
+    assert lines["tiny"].endswith("none published")
+
+
+def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) -> None:
+    tiny = make_tiny_bundle(memcli_home, precisions=("fp32", "int8"))
+    measured = {"max_abs": 0.01, "mean_abs": 0.002, "srcc": 0.999, "frames_of": "holdout videos"}
+    int8 = dataclasses.replace(tiny.variants["int8"], parity=[measured])
+    write_manifest(dataclasses.replace(tiny, variants={**tiny.variants, "int8": int8}))
+    done = memcli("models", "show", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "holdout videos: max |difference| 0.01, mean 0.002, SRCC 0.9990" in done.stdout
+
+
+def test_rm_of_a_path(memcli_home: Path, tmp_path: Path) -> None:
+    mine = make_tiny_bundle(tmp_path).root
+    done = memcli("models", "rm", mine, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not the name of a model" in done.stderr
+    assert read_bundle(mine).model == "tiny"
+
+
+@pytest.mark.parametrize("place", ["absent/x.memcli", "file/x.memcli"])
+@pytest.mark.parametrize("more", [[], ["--int8", "--calibration", "."]])
+def test_a_place_that_cannot_be_written_is_noticed_first(
+    memcli_home: Path, tmp_path: Path, place: str, more: list[str]
+) -> None:
+    make_tiny_bundle(memcli_home)
+    (tmp_path / "file").touch()
+    done = memcli("export", "tiny", *more, "--output", place, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot write x.memcli" in done.stderr
+
+
+def test_export_packs(memcli_home: Path, tmp_path: Path) -> None:
+    make_tiny_bundle(memcli_home)
+    done = memcli("export", "tiny", "-o", "x.memcli", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.memcli"]
+    assert memcli("export", "tiny", cwd=tmp_path).returncode == 2

@@ -14,7 +14,7 @@ from memcli.inputs import Source
 from memcli.journal import FileIdentity
 from memcli.pipeline import Outcome, Pipeline, Stats
 from memcli.results import Row, Status
-from memcli.spec import Precision, Sampling
+from memcli.spec import MAX_FRAMES, Precision, Sampling
 from memcli.text import printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from memcli.engines.select import Selection
     from memcli.video import Clip
 
-MAX_FRAMES = 512
 DEFAULT_FILE_TIMEOUT_S = 300.0
 _QUEUE_BYTES = 256 << 20
 _SCORE_DIGITS = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from onnx import ModelProto, helper
 from memcli.engines.verify import INPUT
 from memcli.errors import EngineError, UsageError, VideoError
 from memcli.export.quantize import ActivationRange
+from memcli.inputs import collect
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,6 +32,7 @@ MIN_CALIBRATION_FRAMES = 64
 MAX_CALIBRATION_FRAMES = 96
 MAX_RANGE_FRAMES = 48
 """Ranges settle early, and every activation of every frame passes through numpy for them."""
+_FILE_TIMEOUT_S = 60.0
 _BATCH = 4
 _SAMPLES = 4096
 """Values kept of one activation tensor of one batch: enough for a histogram of its bulk."""
@@ -59,29 +62,28 @@ def read_calibration(
 ) -> CalibrationClips:
     """Clips of at most 64 videos in a folder, spread over it; half of them are held out.
 
-    Files that are no videos, and still pictures, are left out. Raises UsageError if the folder
-    cannot be read or holds no video.
+    Videos that do not decode, still pictures and copies of another video are left out. Raises
+    UsageError if the folder holds no video.
     """
     from memcli.video import read_clip
 
-    if not folder.is_dir():
-        raise UsageError("not a folder", where=str(folder))
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    clips: list[Clip] = []
-    for path in paths[:: max(1, len(paths) // MAX_CLIPS)]:
+    names = [source.path for source in collect([folder]).items if source.error is None]
+    clips: dict[bytes, Clip] = {}
+    for name in spread(np.arange(len(names)), MAX_CLIPS):
+        path = names[name]
         try:
-            frames = read_clip(path, prep).frames
+            clip = read_clip(path, prep, deadline=time.monotonic() + _FILE_TIMEOUT_S).frames
         except VideoError as error:
-            report(f"not used: {path.name}: {error.what}")
+            report(f"not used: {path}: {error.what}")
             continue
-        if any((frame != frames[0]).any() for frame in frames[1:]):
-            clips.append(frames)
-        else:
-            report(f"not used: {path.name}: a still picture")
+        if not any((frame != clip[0]).any() for frame in clip[1:]):
+            report(f"not used: {path}: a still picture")
+        elif clips.setdefault(_digest(clip), clip) is not clip:
+            report(f"not used: {path}: the same frames as another video")
     if not clips:
         raise UsageError("no videos to calibrate with", where=str(folder))
     report(f"{len(clips)} videos, half of them to check with")
-    calibration, holdout = split_by_video(clips[:MAX_CLIPS])
+    calibration, holdout = split_by_video(list(clips.values()))
     return CalibrationClips(calibration, holdout)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media import make_video
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import TINY_PREP, make_graph, make_tiny_bundle
 
@@ -20,8 +21,6 @@ from memcli.errors import (
     ModelError,
     ParityError,
     UsageError,
-    VideoError,
-    VideoErrorCode,
 )
 from memcli.export import int8
 from memcli.export.calibration import (
@@ -35,6 +34,7 @@ from memcli.export.parity import gate
 from memcli.export.precision import make_variant
 from memcli.export.quantize import ActivationRange, quantisable_layers, quantise, quantise_weight
 from memcli.spec import Tolerance
+from memcli.video import read_clip
 
 INT8 = Tolerance(max_abs=0.02, mean_abs=0.01, min_srcc=0.99)
 SIDE = TINY_PREP.crop_width
@@ -347,32 +347,39 @@ def test_calibration_frames_are_spread_over_all_clips():
     assert data.holdout.shape == (14, 5, SIDE, SIDE, 3)
 
 
-def test_read_calibration_leaves_out_what_is_no_video(tmp_path, monkeypatch):
-    moving = iter(make_clips(5, seed=4))
-    still = np.zeros((4, SIDE, SIDE, 3), np.uint8)
-
-    def fake(path, prep):
-        if path.suffix == ".txt":
-            raise VideoError(VideoErrorCode.NOT_MEDIA, "not a video", where=str(path))
-        return SimpleNamespace(frames=still if path.stem == "still" else next(moving))
-
-    monkeypatch.setattr("memcli.video.read_clip", fake)
-    for name in ("a/1.mp4", "a/2.mp4", "b/3.mp4", "notes.txt", "still.mp4"):
+def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
+    for number, name in enumerate(("a/1.mp4", "a/2.mp4", "b/3.mp4")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        make_video(tmp_path / name, frames=5 + 3 * number)
+    shutil.copy(tmp_path / "a/1.mp4", tmp_path / "b/copy.mp4")
+    make_video(tmp_path / "still.mp4", frames=1)
+    (tmp_path / "broken.mp4").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not looked at")
     said = []
     clips = read_calibration(tmp_path, TINY_PREP, report=said.append)
     assert (len(clips.calibration), len(clips.holdout)) == (1, 2)
     assert said == [
-        "not used: notes.txt: not a video",
-        "not used: still.mp4: a still picture",
+        f"not used: {tmp_path}/broken.mp4: the file is empty (zero bytes)",
+        f"not used: {tmp_path}/still.mp4: a still picture",
+        f"not used: {tmp_path}/b/copy.mp4: the same frames as another video",
         "3 videos, half of them to check with",
     ]
-    with pytest.raises(UsageError, match="not a folder"):
-        read_calibration(tmp_path / "notes.txt", TINY_PREP)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no videos"):
+    with pytest.raises(UsageError, match="no video"):
         read_calibration(tmp_path / "empty", TINY_PREP)
+
+
+def test_read_calibration_takes_some_of_many_from_the_whole_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("memcli.export.calibration.MAX_CLIPS", 3)
+    for number in range(5):
+        make_video(tmp_path / f"{number}.mp4", frames=4 + 2 * number)
+    opened = []
+    monkeypatch.setattr(
+        "memcli.video.read_clip",
+        lambda path, *args, **more: opened.append(path[-5]) or read_clip(path, *args, **more),
+    )
+    read_calibration(tmp_path, TINY_PREP)
+    assert opened == ["0", "2", "4"]
 
 
 def test_split_by_video_keeps_neighbours_together():

@@ -90,7 +90,7 @@ def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:
     if precision not in bundle.variants:
         raise ModelError(
             f"{bundle.model} is installed at {', '.join(bundle.variants)}, not at {precision}",
-            next_step=f"Make it: memcli export {bundle.model} --{precision}",
+            next_step=f"Make it: memcli export {bundle.model} --{precision} --calibration VIDEOS",
         )
     return [bundle.variants[precision]]
 

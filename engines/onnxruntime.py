@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from memcli.closing import Closeable
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.loading import GPU_INSTALL, check_feeds, graph_facts, import_runtime, one_line
 from memcli.errors import DeviceError, EngineError
@@ -28,7 +29,7 @@ _DTYPES = {
 _SEVERITY_ERROR = 3
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Closeable):
     """A session on one device. Made by `open_onnxruntime`."""
 
     def __init__(self, session: Any, description: EngineDescription):
@@ -67,17 +68,6 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise EngineError("this engine is closed")
         return self._session
-
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_onnxruntime(

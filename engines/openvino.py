@@ -6,9 +6,9 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from memcli.closing import Closeable
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.loading import check_feeds, cpu_name, graph_facts, import_runtime, one_line
 from memcli.errors import DeviceError, EngineError
@@ -25,7 +25,7 @@ _HINT_NAMES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Closeable):
     """A compiled model with one infer request. Made by `open_openvino`."""
 
     def __init__(self, compiled: Any, description: EngineDescription):
@@ -66,17 +66,6 @@ class OpenVinoEngine:
         if self._request is None:
             raise EngineError("this engine is closed")
         return self._request
-
-    def __enter__(self) -> OpenVinoEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_openvino(

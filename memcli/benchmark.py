@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
+from memcli.closing import Closeable
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.select import Candidate, Selection, open_engine
@@ -28,8 +29,6 @@ from memcli.scoring import Scorer, ScoreSettings
 from memcli.video.source import frame_rotation
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy.typing as npt
 
     from memcli.engines.base import Array, Engine
@@ -125,7 +124,7 @@ class EngineSpeed:
 
 
 @dataclass
-class InstantEngine:
+class InstantEngine(Closeable):
     """Takes no time, gives zeros: with it, scoring is decoding. Keeps clips for the real one."""
 
     device: str = "cpu"
@@ -158,16 +157,6 @@ class InstantEngine:
         return EngineDescription("onnxruntime", "none", self.device, "fp32")
 
     def close(self) -> None: ...
-
-    def __enter__(self) -> InstantEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 def decode_scorer(settings: ScoreSettings, bundle: Bundle, engine: InstantEngine) -> Scorer:

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from memcli.closing import Closeable
 from memcli.errors import OutputError, OutputMismatchError, UsageError
 from memcli.results import SCHEMA, Row
 
@@ -46,7 +46,7 @@ class _Entry:
     failed: bool
 
 
-class Journal:
+class Journal(Closeable):
     """An open journal. One process at a time may hold it.
 
     Only the position of each row is kept in memory, so that a million rows need little of it.
@@ -162,17 +162,6 @@ class Journal:
     def close(self) -> None:
         """Give the journal back to other runs."""
         os.close(self._descriptor)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _encode(value: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memcli.closing import Closeable
 from memcli.engines.loading import usable_cpus
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
@@ -87,7 +88,7 @@ class _Item:
     identity: FileIdentity | None = None
 
 
-class Scorer:
+class Scorer(Closeable):
     """An opened model. Use as a context manager, or call `close`."""
 
     def __init__(self, settings: ScoreSettings, bundle: Bundle, selection: Selection):
@@ -102,12 +103,6 @@ class Scorer:
         cores = usable_cpus()
         self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
         self.stats = Stats(workers=self.workers)
-
-    def __enter__(self) -> Scorer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the engine."""

@@ -102,7 +102,7 @@ LAYERS = {
         "memcli.home",
         "memcli.engines",
         "memcli.text",
-        "memcli.machine",
+        "memcli.closing",
     },
     "memcli.video": {
         "memcli.errors",

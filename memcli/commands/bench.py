@@ -188,7 +188,7 @@ def _videos(paths: Sequence[str], report: Report) -> Iterator[tuple[list[Source]
             chosen = [found[int(number * step)] for number in range(MAX_VIDEOS)]
             yield chosen, f"of {len(found):,} videos of {', '.join(paths)}, evenly chosen"
         else:
-            yield found, f"videos of {', '.join(paths)}"
+            yield found, f"{'video' if len(found) == 1 else 'videos'} of {', '.join(paths)}"
         return
     with tempfile.TemporaryDirectory(prefix="memcli-bench-") as folder:
         report("no videos given: making some ...")

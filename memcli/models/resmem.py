@@ -48,7 +48,7 @@ RESMEM = ModelSpec(
     published=(
         PublishedResult(
             dataset="MemCat and LaMem images, validation",
-            metric="peak of the authors' sweep, 0.66-0.67 (metric not named there)",
+            metric="unnamed measure, highest of the authors' sweep,",
             value=0.67,
             source="README of the resmem package, 1.1.6",
         ),

@@ -45,7 +45,11 @@ def bundle(memcli_home: Path, tmp_path: Path) -> None:
 
 def start(many: Path, cwd: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        memcli_command("score", many, *TINY, "--quiet"), cwd=cwd, stderr=subprocess.PIPE
+        memcli_command("score", many, *TINY, "--quiet"),
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        # A job in the background ignores SIGINT and hands that on; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
 
 

@@ -52,9 +52,10 @@ class Journal(Closeable):
     Only the position of each row is kept in memory, so that a million rows need little of it.
     """
 
-    def __init__(self, descriptor: int, path: Path):
+    def __init__(self, descriptor: int, path: Path, settings: dict[str, Any]):
         self._descriptor = descriptor
         self._path = path
+        self._header = {"kind": _KIND, "schema": SCHEMA, "settings": settings}
         self._entries: dict[str, _Entry] = {}
         self._end = 0
 
@@ -71,33 +72,39 @@ class Journal(Closeable):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _unwritable(path, error.strerror or str(error)) from error
-        journal = cls(descriptor, path)
+        journal = cls(descriptor, path, settings)
         try:
             _lock(descriptor, table)
             if not resume:
                 os.ftruncate(descriptor, 0)
-            journal._load({"kind": _KIND, "schema": SCHEMA, "settings": settings})
+            journal.load()
         except BaseException:
             journal.close()
             raise
         return journal
 
-    def _load(self, header: dict[str, Any]) -> None:
+    def load(self) -> None:
+        """Take what the file holds, which is the truth also after an exception in `write`.
+
+        Raises OutputMismatchError if it belongs to something else.
+        """
+        self._entries.clear()
+        self._end = 0
         with self._path.open("rb") as stream:
             first = stream.readline()
             if first.endswith(b"\n"):
-                _check_header(first, header, self._path)
+                _check_header(first, self._header, self._path)
                 self._end = len(first)
                 for line in stream:
                     if not line.endswith(b"\n"):  # torn by a crash: the next row takes its place
                         break
                     self._remember(line)
                     self._end += len(line)
-            elif first and not _encode(header).startswith(first):
+            elif first and not _encode(self._header).startswith(first):
                 raise OutputMismatchError("not a memcli journal", where=str(self._path))
         os.ftruncate(self._descriptor, self._end)
         if self._end == 0:
-            self._append(header)
+            self._append(self._header)
 
     def _remember(self, line: bytes) -> None:
         try:

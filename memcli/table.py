@@ -147,6 +147,7 @@ def score_to_table(
             _run(scorer, pending, journal, options, summary, progress)
         except KeyboardInterrupt:
             summary.interrupted = True
+            journal.load()  # it may have come between writing a row and remembering it
         except OutputError:
             raise
         except MemcliError:

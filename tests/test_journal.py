@@ -102,6 +102,28 @@ def test_every_truncation_leaves_the_whole_rows(table: Path, video: str) -> None
             assert len(journal) == whole + 1
 
 
+def test_an_interrupt_between_writing_and_remembering_loses_nothing(
+    table: Path, video: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def interrupted(descriptor: int, data: memoryview, offset: int) -> int:
+        real(descriptor, data, offset)
+        raise KeyboardInterrupt
+
+    with open_journal(table) as journal:
+        write(journal, "/first.mp4")
+        monkeypatch.setattr(os, "pwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(journal, video)
+        monkeypatch.setattr(os, "pwrite", real)
+        journal.load()
+        assert {row.path for row in journal.rows()} == {"/first.mp4", video}
+        write(journal, "/third.mp4")
+    with open_journal(table) as journal:
+        assert len(list(journal.rows())) == 3
+
+
 def test_a_damaged_line_costs_only_itself(table: Path) -> None:
     with open_journal(table) as journal:
         for name in "abc":

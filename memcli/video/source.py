@@ -47,6 +47,10 @@ _CONTAINER_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wid
 # their array by the streams known at first and frees it by those known in the end.
 _PROBING_CAN_BE_BOUND = int(av.__version__.split(".")[0]) >= 18
 _DISCARD: Any = getattr(av.stream, "Discard", None)  # PyAV 18 and later
+# Titles and comments in any encoding; PyAV 19 always does so and takes no such argument.
+_METADATA: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,14 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         options["codec_whitelist"] = "none"  # probing may use no decoder; ours is not affected
     bounded = probe and _PROBING_CAN_BE_BOUND
     try:
-        return av.open(
+        container: InputContainer = av.open(
             "fd:",
             options={"max_pixels": _decoder_limit(limits)} if bounded else {},
             container_options=options,
-            metadata_errors="replace",
             timeout=None if remaining is None else (remaining, remaining),
+            **_METADATA,
         )
+        return container
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _from_open_error(error, fd) from error
 

@@ -71,6 +71,8 @@ def import_runtime(name: EngineName) -> ModuleType:
             package, purpose=f"running a model with {name}", install=extras
         ) from error
     except (ImportError, OSError) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Ctrl-C while the package's modules initialise
         raise EngineError(
             f"{package} is installed but does not load: {one_line(error)}",
             next_step=f"Install it again: pip install --force-reinstall {package}",

@@ -266,3 +266,12 @@ def test_check_feeds_accepts_what_fits(graph):
 def test_cpu_facts_are_text():
     assert loading.cpu_name()
     assert set(loading.cpu_features()) <= set(loading._CPU_FEATURES)
+
+
+def test_ctrl_c_while_a_runtime_is_imported_is_not_a_broken_runtime(monkeypatch):
+    def interrupted(name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("memcli.engines.loading.importlib.import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_runtime("openvino")

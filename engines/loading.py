@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from memcli.engines.base import EngineName, TensorSpec
-from memcli.errors import EngineError, MissingDependencyError
+from memcli.errors import EngineError, MissingDependencyError, is_interrupt
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
@@ -71,7 +71,7 @@ def import_runtime(name: EngineName) -> ModuleType:
             package, purpose=f"running a model with {name}", install=extras
         ) from error
     except (ImportError, OSError) as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):
+        if is_interrupt(error):
             raise KeyboardInterrupt from error  # Ctrl-C while the package's modules initialise
         raise EngineError(
             f"{package} is installed but does not load: {one_line(error)}",

@@ -5,17 +5,37 @@ from __future__ import annotations
 import sys
 
 HELP_FILE = "help.txt"
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of the command line; leaves with an `ExitCode`."""
-    arguments = sys.argv[1:]
+    try:
+        code = _run(sys.argv[1:])
+    except KeyboardInterrupt:  # while `app.run` was not there yet to take it
+        print("error: interrupted", file=sys.stderr)
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        from memcli.interrupt import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
-        print(_help(), end="")
-        return
+        try:
+            print(_help(), end="", flush=True)
+        except OSError:
+            pass  # told below, as for every command
+        else:
+            return 0
+    from memcli.interrupt import Interrupts
+
+    Interrupts().install()
     from memcli.app import run
 
-    sys.exit(run(arguments))
+    return run(arguments)
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
 """Exit codes and streams: what goes away, what breaks, and what the code says then."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,51 @@ def test_messages_to_a_full_disk_do_not_end_the_run(clips: Path, tmp_path: Path)
         )
     assert done.returncode == ExitCode.OK
     assert len(table(tmp_path / "scores.csv")) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["score", "--help"], ["models"], ["models", "--json"], ["--version"]]
+)
+def test_standard_output_on_a_full_disk_is_named(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            memcli_command(*words),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == ExitCode.NOT_USABLE
+    assert b"standard output cannot be written: No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_failing_file_is_not_taken_for_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(app, "_invoke", broken)
+    assert app.run([]) == ExitCode.NOT_USABLE
+    assert "internal error (OSError: [Errno 28]" in capfd.readouterr().err
+
+
+def test_a_closed_standard_output(tmp_path: Path) -> None:
+    words = " ".join(memcli_command("models", "--help"))
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+
+
+@pytest.mark.parametrize(("word", "hint"), [("-x.mp4", True), ("-x", False)])
+def test_a_file_that_looks_like_an_option(
+    word: str, hint: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(["score", word]) == ExitCode.USAGE
+    shown = capfd.readouterr().err
+    assert "No such option" in shown
+    assert (f"write ./{word}" in shown) == hint
 
 
 def test_help_to_a_closed_pipe(tmp_path: Path) -> None:

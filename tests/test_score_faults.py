@@ -101,6 +101,16 @@ def test_an_interrupted_run_keeps_its_rows(many: Path, tmp_path: Path, number: i
     assert len(table(tmp_path / "scores.csv")) == 63
 
 
+def test_a_second_ctrl_c_right_after_the_first_keeps_the_table(many: Path, tmp_path: Path) -> None:
+    process = start(many, tmp_path)
+    wait_for_rows(tmp_path / "scores.csv.journal", 3, process)
+    for _ in range(4):  # some while it stops, some while it leaves
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert process.wait(60) == ExitCode.INTERRUPTED
+    assert 3 <= len(table(tmp_path / "scores.csv")) < 63
+
+
 def test_two_runs_do_not_write_one_table(many: Path, tmp_path: Path) -> None:
     process = start(many, tmp_path)
     wait_for_rows(tmp_path / "scores.csv.journal", 1, process)

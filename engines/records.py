@@ -20,6 +20,7 @@ from memcli.engines.base import EngineName
 from memcli.engines.bundle import Variant
 from memcli.engines.loading import cpu_features, cpu_name, usable_cpus
 from memcli.engines.verify import ParityReport
+from memcli.errors import OutputError
 from memcli.home import home
 
 SCHEMA = 1
@@ -56,8 +57,10 @@ def load(key: RecordKey) -> ParityReport | None:
     names = {field.name for field in fields(ParityReport)}
     if not isinstance(entry, dict) or set(entry) != names:
         return None
-    numbers = ("max_abs", "mean_abs", "frame_max_abs", "frame_mean_abs", "frames_per_s")
+    numbers = ("max_abs", "mean_abs", "frame_max_abs", "frame_mean_abs", "clips_per_s")
     if not all(isinstance(entry[name], (int, float)) for name in numbers):
+        return None
+    if not isinstance(entry["frames_per_s"], (int, float, type(None))):
         return None
     return ParityReport(**entry) if isinstance(entry["passed"], bool) else None
 
@@ -77,8 +80,17 @@ def store(key: RecordKey, report: ParityReport) -> bool:
 
 
 def clear() -> None:
-    """Forget all records, so that every engine is verified and measured again."""
-    _path().unlink(missing_ok=True)
+    """Forget all records, so that every engine is verified and measured again.
+
+    Raises OutputError if the file cannot be removed.
+    """
+    path = _path()
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be deleted: {error.strerror or error}", where=str(path)
+        ) from error
 
 
 def _path() -> Path:

@@ -71,7 +71,13 @@ def collect(
         for source in search.named(os.fspath(path)):
             found.setdefault(source.key, source)
     if not found:
-        left_out = f" ({search.left_out} files have other names)" if search.left_out else ""
+        if list(paths) == [STDIN]:
+            raise UsageError(
+                "standard input held no paths",
+                next_step="Pipe some into it: find DIR -name '*.mp4' | memcli score -",
+            )
+        others = "file has another name" if search.left_out == 1 else "files have other names"
+        left_out = f" ({search.left_out:,} {others})" if search.left_out else ""
         raise UsageError(
             f"no video found{left_out}",
             where=", ".join(os.fspath(path) for path in paths),

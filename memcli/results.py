@@ -76,10 +76,9 @@ def output_format(path: Path) -> str:
     package is missing."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
+        problem = f"unknown table format {suffix!r}" if suffix else "no ending names its format"
         raise UsageError(
-            f"unknown table format {suffix or 'without an ending'!r}",
-            where=str(path),
-            next_step=f"Use one of: {', '.join(FORMATS)}",
+            problem, where=str(path), next_step=f"Let its name end in one of: {', '.join(FORMATS)}"
         )
     if suffix == ".parquet":
         _pyarrow()

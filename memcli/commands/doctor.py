@@ -5,34 +5,45 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from memcli.commands.options import json_option
 from memcli.errors import ExitCode
 
-if TYPE_CHECKING:
-    pass
-
 _INDENT = "  "
 _LABEL_WIDTH = 14
 
 
 @click.command(name="doctor")
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="First forget which engines passed verification and how fast they were: the next use"
+    " verifies and measures them again.",
+)
 @json_option("The report as JSON on standard output.")
-def command(as_json: bool) -> int:
+def command(forget: bool, as_json: bool) -> int:
     """Show what this machine has and what memcli will use.
 
     Ends with exit code 3, and the next step to take, if no video could be scored here.
+
+    Engines are verified and measured once and kept by their speed. Use --forget if the machine was
+    busy then, or is a different one now.
 
     \b
     Examples:
       memcli doctor
       memcli doctor --json
+      memcli doctor --forget
     """
     from memcli.diagnosis import examine
 
+    if forget:
+        from memcli.engines import records
+
+        records.clear()
     report = examine()
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -171,7 +182,7 @@ def _model_rows(models: dict[str, Any]) -> Rows:
             continue
         yield model["model"], f"{_bytes(model['size_bytes'])}, {model['license']}"
         for entry in model["engines"]:
-            speed = f", {entry['frames_per_s']:.1f} frames/s" if entry["frames_per_s"] else ""
+            speed = f", {entry['speed']}" if entry["speed"] else ""
             difference = f", {entry['difference']}" if entry["difference"] else ""
             yield "", f"{engine_name(entry)}: {entry['state']}{speed}{difference}"
 

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from memcli.text import plural
 from memcli.video.files import from_os_error
-from memcli.video.source import OpenVideo
 from memcli.video.types import Guard
+
+if TYPE_CHECKING:
+    from memcli.video.source import OpenVideo
 
 _MOST_ELEMENTS = 1_000_000  # looked at per file; about a second
 # Boxes at the top level (ISO/IEC 14496-12, QuickTime). Others are what came behind the video.
@@ -68,6 +72,22 @@ def missing_frames(video: OpenVideo) -> str | None:
     return f"{plural(missing, 'listed frame')} missing" if missing else None
 
 
+def lacks_index(fd: int, guard: Guard) -> bool:
+    """Whether an MP4 ends before or in the box that says where its frames are, which recorders
+    and encoders write last.
+
+    Raises VideoError (READ) where the file cannot be read, and what `guard` raises.
+    """
+    try:
+        size = os.fstat(fd).st_size
+        boxes = list(_boxes(fd, size, guard))
+    except OSError as error:
+        raise from_os_error(error) from error
+    whole = {kind for kind, end in boxes if end <= size}
+    began = {kind for kind, _ in boxes} & {b"mdat", b"moov"}
+    return bool(began) and not whole & {b"moov", b"moof"} and boxes[-1][1] >= size
+
+
 def _stated_size(fd: int, size: int, guard: Guard) -> int | None:
     """The length of the file by its headers; where it is more than `size`, at least a part of it.
 
@@ -86,23 +106,32 @@ def _stated_size(fd: int, size: int, guard: Guard) -> int | None:
 
 
 def _end_of_boxes(fd: int, size: int, guard: Guard) -> int | None:
+    return next((end for _, end in _boxes(fd, size, guard) if end > size), None)
+
+
+def _boxes(fd: int, size: int, guard: Guard) -> Iterator[tuple[bytes, int]]:
+    """Kind and end of the boxes at the top level, up to the first that is not one of them."""
     place = 0
     for _ in range(_MOST_ELEMENTS):
         guard.check()
         head = os.pread(fd, 16, place)
-        if head[4:8] not in _BOXES:
-            break
+        kind = head[4:8]
+        if kind not in _BOXES:
+            return
         length = int.from_bytes(head[:4], "big")
         smallest = 8
         if length == 1:  # it did not fit 32 bits
             length = int.from_bytes(head[8:16], "big")
             smallest = 16
-        if length < smallest:  # also 0: up to the end of the file, wherever that is
-            break
+        if length == 0:  # up to the end of the file, wherever that is
+            yield kind, size
+            return
+        if length < smallest:
+            return
         place += length
+        yield kind, place
         if place > size:
-            return place
-    return None
+            return
 
 
 def _end_of_matroska(fd: int, size: int, guard: Guard) -> int | None:

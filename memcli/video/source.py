@@ -21,6 +21,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from memcli.errors import VideoError, VideoErrorCode
+from memcli.video.extent import lacks_index
 from memcli.video.files import from_os_error
 from memcli.video.types import DecodeLimits, Guard, VideoPacket, timeout_error
 
@@ -43,6 +44,7 @@ _STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1", "miaf"})
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0\r\n", b"v=0\n", b"<?xml", b"<MPD")
 _CONTAINER_STARTS = (b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"GIF8", b"0&\xb2u", b"\0\0\1\xba")
 _CONTAINER_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"})
+_NO_INDEX = "its index (moov) is not all there: the file is cut short, or was never finished"
 # Before 18, options for decoders crash PyAV where streams turn up late, as in MPEG-PS: it sizes
 # their array by the streams known at first and frees it by those known in the end.
 _PROBING_CAN_BE_BOUND = int(av.__version__.split(".")[0]) >= 18
@@ -81,22 +83,22 @@ def open_video(
     probed = probe or not _header_suffices(fd)
     container = _open(fd, limits, guard, probe=probed and _PROBING_CAN_BE_BOUND)
     try:
-        stream = _choose_stream(container, fd)
+        stream = _choose_stream(container, fd, guard)
         _check_size(stream, limits)
         if not _PROBING_CAN_BE_BOUND and probed:
             container.close()
             container = _open(fd, limits, guard, probe=True)
-            stream = _choose_stream(container, fd)
+            stream = _choose_stream(container, fd, guard)
         elif not stream.codec_context.width:
             # Probing leaves no size where it is over the limit; the header still tells it.
             container.close()
             container = _open(fd, limits, guard, probe=not probed)
-            stream = _choose_stream(container, fd)
+            stream = _choose_stream(container, fd, guard)
             _check_size(stream, limits)
             if probed:
                 container.close()
                 container = _open(fd, limits, guard, probe=True)
-                stream = _choose_stream(container, fd)
+                stream = _choose_stream(container, fd, guard)
             probed = True
         for other in container.streams:
             if other is not stream and _DISCARD is not None:
@@ -136,7 +138,7 @@ def _open(fd: int, limits: DecodeLimits, guard: Guard, *, probe: bool) -> InputC
         )
         return container
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise _from_open_error(error, fd) from error
+        raise _from_open_error(error, fd, guard) from error
 
 
 def video_packets(video: OpenVideo) -> Iterator[VideoPacket]:
@@ -173,7 +175,7 @@ def _allowed_formats() -> str:
     return ",".join([_VIDEO_FORMATS, _AUDIO_FORMATS, *pictures])
 
 
-def _from_open_error(error: Exception, fd: int) -> VideoError:
+def _from_open_error(error: Exception, fd: int, guard: Guard) -> VideoError:
     code = VideoErrorCode
     if isinstance(error, av.error.ExitError):
         return timeout_error()
@@ -183,6 +185,8 @@ def _from_open_error(error: Exception, fd: int) -> VideoError:
         return from_os_error(read_error)
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
         return from_os_error(error)
+    if lacks_index(fd, guard):
+        return VideoError(code.DAMAGED, _NO_INDEX)
     if head.startswith(_PLAYLIST_STARTS):
         return VideoError(code.NOT_MEDIA, "a playlist or a text file, not a video")
     if head.startswith(_CONTAINER_STARTS) or head[4:8] in _CONTAINER_BOXES:
@@ -190,7 +194,7 @@ def _from_open_error(error: Exception, fd: int) -> VideoError:
     return VideoError(code.NOT_MEDIA, "not a video, or in a format that is not known")
 
 
-def _choose_stream(container: InputContainer, fd: int) -> VideoStream:
+def _choose_stream(container: InputContainer, fd: int, guard: Guard) -> VideoStream:
     code = VideoErrorCode
     brand = str(container.metadata.get("major_brand", "")).strip()
     if container.format.name.endswith("_pipe") or brand in _STILL_BRANDS:
@@ -202,6 +206,8 @@ def _choose_stream(container: InputContainer, fd: int) -> VideoStream:
             raise VideoError(code.NO_VIDEO, "the file has sound but no video")
         if any(s.type in ("unknown", "data", "video") for s in container.streams):
             raise VideoError(code.UNSUPPORTED, "no stream of the file can be decoded here")
+        if lacks_index(fd, guard):
+            raise VideoError(code.DAMAGED, _NO_INDEX)
         raise VideoError(code.NOT_MEDIA, "the file holds neither video nor sound")
     stream = next((s for s in videos if s.codec_context is not None), None)
     if stream is None:

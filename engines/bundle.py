@@ -5,6 +5,7 @@
       LICENSE.weights.txt
       fp32/model.onnx      the graph
       fp32/model.bin       its weights (ONNX external data)
+      fp32/tokenizer.json  of models that read captions
       int8/model.onnx ...
 
 Each precision is a *variant*: a graph, the precision in which a runtime executes it, the runtimes
@@ -37,6 +38,7 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.bin"
 FP32_GRAPH = f"fp32/{GRAPH_FILE}"
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_TRAINING_BYTES = 1 << 20
 _DIGEST_LENGTH = 12
 
 
@@ -75,6 +77,8 @@ class Bundle:
     root: Path
     spec: ModelSpec
     variants: dict[Precision, Variant]
+    training: dict[str, Any] = field(default_factory=dict)
+    """How the model was trained and what it reached, as the training run wrote it: JSON values."""
 
     @property
     def model(self) -> str:
@@ -82,18 +86,24 @@ class Bundle:
         return self.spec.name
 
     @property
-    def prep(self) -> FramePrep:
-        """How frames are prepared for its graphs."""
+    def prep(self) -> FramePrep | None:
+        """How frames are prepared for its graphs; None if it does not look at frames."""
         return self.spec.prep
 
     @property
-    def weights(self) -> dict[str, Any]:
-        """Package, version, SHA-256, `license` and `license_note`."""
-        return asdict(self.spec.weights)
+    def weights(self) -> dict[str, Any] | None:
+        """Package, version, SHA-256, `license` and `license_note` of published weights."""
+        return None if self.spec.weights is None else asdict(self.spec.weights)
 
     def graph_path(self, variant: Variant) -> Path:
         """The ONNX file of a variant."""
         return self.root / variant.graph
+
+    def tokenizer_path(self, variant: Variant) -> Path | None:
+        """The tokenizer beside the graph of a variant; None if the model reads no captions."""
+        if self.spec.text is None:
+            return None
+        return self.graph_path(variant).with_name(self.spec.text.tokenizer)
 
     def label(self, variant: Variant) -> str:
         """Names model and content in a row, e.g. `resmem@1f2e3d4c5b6a`."""
@@ -102,7 +112,7 @@ class Bundle:
     @property
     def license(self) -> str:
         """The weights' licence in a few words."""
-        return self.spec.weights.license
+        return self.spec.license
 
     def size_bytes(self) -> int:
         """Bytes on disk."""
@@ -115,6 +125,7 @@ class Bundle:
             "model": self.model,
             "spec": self.spec.to_dict(),
             "weights": self.weights,
+            "training": self.training,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
         }
 
@@ -206,14 +217,35 @@ def read_bundle(root: Path) -> Bundle:
         )
     try:
         variants = {name: _variant(name, value) for name, value in entry["variants"].items()}
-        spec = ModelSpec.from_dict(entry["spec"])
-        if entry["model"] != spec.name or entry["weights"] != entry["spec"]["weights"]:
+        # Manifests older than `frame_scores` are of models that have them.
+        spec = ModelSpec.from_dict({"frame_scores": True, **entry["spec"]})
+        if entry["model"] != spec.name or entry["weights"] != entry["spec"].get("weights"):
             raise ValueError("it says two things about its model or weights")
+        training = _training(entry.get("training", {}))
+        for variant in variants.values():
+            _check_tokenizer(spec, variant)
     except KeyError as error:
         raise _damaged(path, f"the manifest is damaged: {error} is missing") from error
     except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"the manifest is damaged: {error}") from error
-    return Bundle(root, spec, cast("dict[Precision, Variant]", variants))
+    return Bundle(root, spec, cast("dict[Precision, Variant]", variants), training)
+
+
+def _training(entry: object) -> dict[str, Any]:
+    """What the manifest says of the training: any JSON object of a reasonable size."""
+    if not isinstance(entry, dict):
+        raise ValueError("training is no object")
+    if len(json.dumps(entry, allow_nan=False)) > _MAX_TRAINING_BYTES:
+        raise ValueError("training is too large")
+    return entry
+
+
+def _check_tokenizer(spec: ModelSpec, variant: Variant) -> None:
+    if spec.text is None:
+        return
+    name = posixpath.join(posixpath.dirname(variant.graph), spec.text.tokenizer)
+    if name not in variant.files:
+        raise ValueError(f"no hash for {name}, which the model reads captions with")
 
 
 def verify_files(bundle: Bundle, variant: Variant) -> None:

@@ -54,6 +54,8 @@ def list_candidates(
             f"{bundle.model} cannot run with {wanted} at precision {precision}",
             next_step=f"It was made for {fit}.",
         )
+    if device.startswith("cuda"):
+        _check_cuda(candidates[0].engine, device)  # before a verification is announced
     return candidates
 
 
@@ -80,6 +82,16 @@ def _check_cpu(precision: Precision) -> None:
 
     if "openvino" in installed_runtimes():
         require_cpu_precision(precision)
+
+
+def _check_cuda(engine: EngineName, device: str) -> None:
+    from memcli.engines.onnxruntime import execution_providers
+    from memcli.engines.openvino import check_device
+
+    if engine == "openvino":
+        check_device(device)
+    else:
+        execution_providers(import_runtime("onnxruntime"), device)
 
 
 def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:

@@ -85,7 +85,7 @@ def open_onnxruntime(
     facts = graph_facts(graph)
     if device == "cpu":
         _check_cpu(precision, facts.quantised_to, graph)
-    providers = _providers(ort, device)
+    providers = execution_providers(ort, device)
     options = ort.SessionOptions()
     options.log_severity_level = _SEVERITY_ERROR
     # Idle threads would spin and take the cores from the decoders; a run lasts seconds, so that
@@ -133,7 +133,8 @@ def _check_cpu(precision: Precision, quantised_to: frozenset[str], graph: Path) 
         )
 
 
-def _providers(ort: ModuleType, device: str) -> list[Any]:
+def execution_providers(ort: ModuleType, device: str) -> list[Any]:
+    """What a session takes for `cpu`, `cuda` or `cuda:N`. Raises DeviceError if it is not here."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
     kind, _, index = device.partition(":")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,17 @@ _HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul")
 class OpenVinoEngine(Closeable):
     """A compiled model with one infer request. Made by `open_openvino`."""
 
-    def __init__(self, compiled: Any, description: EngineDescription):
+    def __init__(self, compiled: Any, outputs: Sequence[str], description: EngineDescription):
+        """`outputs` are the graph's own names: a compiled output also has those of nodes that
+        were fused into it."""
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._description = description
         self._inputs = tuple(_tensor(port) for port in compiled.inputs)
-        self._outputs = tuple(_tensor(port) for port in compiled.outputs)
+        self._outputs = tuple(
+            replace(_tensor(port), name=name)
+            for port, name in zip(compiled.outputs, outputs, strict=True)
+        )
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -68,6 +74,14 @@ class OpenVinoEngine(Closeable):
         return self._request
 
 
+def check_device(device: str) -> None:
+    """Raises DeviceError for all but `cpu`."""
+    if device != "cpu":
+        raise DeviceError(
+            f"openvino runs on the CPU here, not on {device!r}", next_step="Use --device cpu"
+        )
+
+
 def open_openvino(
     graph: Path, *, device: str, precision: Precision, threads: int | None
 ) -> OpenVinoEngine:
@@ -86,21 +100,23 @@ def open_openvino(
     Raises EngineError if the graph does not load or the CPU lacks the precision, DeviceError for
     a device other than `cpu`, MissingDependencyError if the package is absent.
     """
-    if device != "cpu":
-        raise DeviceError(
-            f"openvino runs on the CPU here, not on {device!r}", next_step="Use --device cpu"
-        )
+    check_device(device)
     ov = import_runtime("openvino")
     graph_facts(graph)  # OpenVINO tries every frontend it has on a file that is no ONNX graph
     float_precision = _float_precision(precision)
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _FLOAT_HINTS[float_precision],
+        # Of 2026.4: attention over one token leaves a kernel in this cache that is wrong for
+        # longer sequences (found by the parity gate of exports). Costs some ms per new shape.
+        "CPU_RUNTIME_CACHE_CAPACITY": "0",
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = _core().compile_model(str(graph), "CPU", options)
+        model = _core().read_model(str(graph))
+        outputs = [port.get_any_name() for port in model.outputs]
+        compiled = _core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise EngineError(
             f"openvino cannot load the graph: {one_line(error)}", where=str(graph)
@@ -116,6 +132,7 @@ def open_openvino(
         raise EngineError(f"openvino would compute in {used}, not in {precision}, on this CPU")
     return OpenVinoEngine(
         compiled,
+        outputs,
         EngineDescription(
             engine="openvino",
             version=ov.__version__.partition("-")[0],

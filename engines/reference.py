@@ -1,6 +1,6 @@
-"""Synthetic frames that are the same bits on every platform and numpy version.
+"""Synthetic frames and captions that are the same on every platform and numpy version.
 
-A parity reference stores scores only; its frames are made again where they are needed. So: integer
+A parity reference stores no frames; they are made again where they are needed. So: integer
 arithmetic throughout, and random numbers from PCG64's raw output, whose stream numpy guarantees
 (that of `Generator`'s methods it does not).
 
@@ -37,6 +37,56 @@ def synthetic_frames(
             # The same stream for every frame of a clip: the same scene, at another time.
             frames[clip, frame] = _Scene(height, width, seed, clip).draw(frame)
     return frames
+
+
+_SUBJECTS = (
+    "a man",
+    "two children",
+    "a brown dog",
+    "an old woman in a red coat",
+    "a crowd",
+    "the camera",
+    "a surfer",
+    "someone",
+)
+_ACTIONS = (
+    "walks",
+    "is dancing",
+    "jumps over a fence",
+    "talks to the audience",
+    "pours water into a glass",
+    "turns around slowly",
+    "rides a bicycle",
+)
+_PLACES = (
+    "",
+    "on a beach",
+    "in a dark kitchen",
+    "at night",
+    "while it is raining and people are passing by with umbrellas",
+    "in front of a large building",
+)
+
+
+def synthetic_captions(clips: int, per_clip: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Captions for `clips` clips, a function of the arguments: English sentences of 2 to 18 words.
+
+    Clip i has 1 + i % per_clip captions, so that captions that are absent occur from per_clip 2 on.
+    """
+    result = []
+    for clip in range(clips):
+        # Another stream than that of the clip's frames, which has two words of entropy.
+        bits = np.random.PCG64([seed, clip, 1])
+        sentences = []
+        for _ in range(1 + clip % per_clip):
+            picks = [int(raw) for raw in bits.random_raw(3)]
+            parts = [
+                words[pick % len(words)]
+                for words, pick in zip((_SUBJECTS, _ACTIONS, _PLACES), picks, strict=True)
+            ]
+            sentences.append(" ".join(filter(None, parts)))
+        result.append(tuple(sentences))
+    return tuple(result)
 
 
 class _Scene:

@@ -53,7 +53,7 @@ class _Trial:
     checked: set[Precision] = field(default_factory=set)
 
     def fastest(self) -> Candidate:
-        return max(self.passed, key=lambda candidate: self.passed[candidate].frames_per_s)
+        return max(self.passed, key=lambda candidate: self.passed[candidate].clips_per_s)
 
 
 def open_engine(
@@ -152,28 +152,29 @@ def _reject(trial: _Trial, candidate: Candidate, error: MemcliError) -> None:
 
 
 def _parity_error(bundle: Bundle, candidate: Candidate, parity: ParityReport) -> ParityError:
+    again = f"pull {bundle.model}" if bundle.spec.weights is not None else "add FILE.memcli"
     return ParityError(
         f"{candidate} does not reproduce the scores of {bundle.model}: {parity.numbers()}",
-        next_step="Use another engine, or install the model again: "
-        f"memcli models pull {bundle.model}",
+        next_step=f"Use another engine, or install the model again: memcli models {again}",
     )
 
 
 def _verdict(parity: ParityReport) -> str:
     if not parity.passed:
         return f"refused, {parity.numbers()}"
-    return f"passed, {parity.frames_per_s:.1f} frames/s"
+    return f"passed, {parity.rate:.1f} {parity.unit}"
 
 
 def _reason(trial: _Trial, winner: Candidate, *, asked: bool) -> str:
     """E.g. `openvino at fp32: fastest of 2 verified (8.1 against 6.0 frames/s)`."""
-    speeds = sorted((parity.frames_per_s for parity in trial.passed.values()), reverse=True)
-    if len(speeds) > 1:
-        others = ", ".join(f"{speed:.1f}" for speed in speeds[1:])
-        reason = f"fastest of {len(speeds)} verified ({speeds[0]:.1f} against {others} frames/s)"
+    ranked = sorted(trial.passed.values(), key=lambda parity: -parity.clips_per_s)
+    best = ranked[0]
+    if len(ranked) > 1:
+        others = ", ".join(f"{parity.rate:.1f}" for parity in ranked[1:])
+        reason = f"fastest of {len(ranked)} verified ({best.rate:.1f} against {others} {best.unit})"
     else:
         reason = "as asked" if asked else "the only one that passed verification"
-        reason += f", verified ({speeds[0]:.1f} frames/s)"
+        reason += f", verified ({best.rate:.1f} {best.unit})"
     refused = "".join(f"; not {loser}: {error.what}" for loser, error in trial.rejected.items())
     return f"{winner}: {reason}{refused}"
 

@@ -1,13 +1,14 @@
 """Does a runtime on this machine say what the original says, and how fast is it?
 
-Every variant of a bundle holds a `Reference`: frames that can be made again anywhere, and the
-scores that the original gives for them. An engine is used only after it reproduced them within
-the tolerance of the precision, on this machine, with this version of the runtime.
+Every variant of a bundle holds a `Reference`: frames that can be made again anywhere, captions,
+and the scores that the original gives for them. An engine is used only after it reproduced them
+within the tolerance of the precision, on this machine, with this version of the runtime.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,31 @@ import numpy as np
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.reference import synthetic_frames
 from memcli.errors import EngineError, ModelError
-from memcli.spec import Tolerance
+from memcli.spec import MAX_FRAMES, ModelSpec, Tolerance
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
-    from memcli.engines.base import Engine
+    from memcli.engines.base import Array, Engine
 
     Floats = npt.NDArray[np.floating[Any]]
 
 SYNTHETIC = "synthetic-1"
 INPUT = "frames"
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+SCORE = "score"
 FRAME_SCORES = "frame_scores"
 _MIN_RANKED = 12
 """Rank correlation of fewer clips than this says nothing, and is reported but not gated."""
-_TIMED_CLIPS = 4
+_BATCH_CLIPS = 4
+"""Clips in one call of the engine: large models have no memory for more."""
+_MAX_CLIPS = 1024
+_MAX_FRAME_BYTES = 4 << 30
+_MAX_CAPTIONS = 64
+_MAX_CAPTION_LENGTH = 10_000
 _TIMED_RUNS = 3
 _TIMED_ENOUGH_S = 4.0
 
@@ -41,40 +52,90 @@ class Reference:
 
     clips: int
     frames_per_clip: int
+    """0 for a model that does not look at frames."""
     seed: int
-    frame_scores: tuple[tuple[float, ...], ...]
-    """The original's score of each frame, by clip."""
     tolerance: Tolerance
+    frame_scores: tuple[tuple[float, ...], ...] = ()
+    """The original's score of each frame, by clip, where the model gives them."""
+    scores: tuple[float, ...] = ()
+    """The original's score of each clip, where the model gives no more than that."""
+    captions: tuple[tuple[str, ...], ...] = ()
+    """By clip, at least one each; none at all for a model that reads no captions."""
     kind: str = SYNTHETIC
     """How the frames are made: `memcli.engines.reference.synthetic_frames`."""
 
+    def expected(self) -> npt.NDArray[np.float64]:
+        """What an engine must give: [clips, frames], or [clips, 1] without frame scores."""
+        rows = self.frame_scores or tuple((score,) for score in self.scores)
+        return np.array(rows, dtype=np.float64)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict as it comes back from JSON, where tuples are lists."""
-        return {**asdict(self), "frame_scores": [list(row) for row in self.frame_scores]}
+        """Plain dict as it comes back from JSON, where tuples are lists; what is empty is left
+        out."""
+        entry = asdict(self)
+        for name in ("frame_scores", "scores", "captions"):
+            if entry[name]:
+                entry[name] = [list(v) if isinstance(v, tuple) else v for v in entry[name]]
+            else:
+                del entry[name]
+        return entry
 
     @classmethod
-    def from_dict(cls, entry: dict[str, Any]) -> Reference:
+    def from_dict(cls, entry: Mapping[str, Any]) -> Reference:
         """Raises ModelError if the entry is damaged or of a kind this version does not know."""
         try:
             reference = cls(
                 clips=int(entry["clips"]),
                 frames_per_clip=int(entry["frames_per_clip"]),
                 seed=int(entry["seed"]),
-                frame_scores=tuple(tuple(map(float, row)) for row in entry["frame_scores"]),
-                tolerance=Tolerance(**entry["tolerance"]),
+                frame_scores=tuple(tuple(map(float, r)) for r in entry.get("frame_scores", ())),
+                scores=tuple(map(float, entry.get("scores", ()))),
+                captions=tuple(map(_captions, entry.get("captions", ()))),
+                tolerance=_tolerance(entry["tolerance"]),
                 kind=str(entry["kind"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"the bundle's reference is damaged: {error}") from error
-        shape = {len(row) for row in reference.frame_scores}
         if reference.kind != SYNTHETIC:
             raise ModelError(
                 f"the bundle's reference is of kind {reference.kind!r}",
                 next_step="Upgrade memcli, or install the model again.",
             )
-        if len(reference.frame_scores) != reference.clips or shape != {reference.frames_per_clip}:
-            raise ModelError("the bundle's reference is damaged: its scores do not fit its frames")
+        if problem := reference._problem():
+            raise ModelError(f"the bundle's reference is damaged: {problem}")
         return reference
+
+    def _problem(self) -> str | None:
+        frames = {len(row) for row in self.frame_scores}
+        if not 1 <= self.clips <= _MAX_CLIPS or not 0 <= self.frames_per_clip <= MAX_FRAMES:
+            return f"{self.clips} clips of {self.frames_per_clip} frames"
+        if len(self.frame_scores) + len(self.scores) != self.clips or frames - {
+            self.frames_per_clip
+        }:
+            return "its scores do not fit its frames"
+        if self.frame_scores and self.scores:
+            return "it has scores of frames and of clips"
+        if len(self.captions) not in (0, self.clips):
+            return "its captions do not fit its clips"
+        return None
+
+
+def _tolerance(entry: Mapping[str, Any]) -> Tolerance:
+    for name, value in entry.items():
+        if not (type(value) in (int, float) or (value is None and name == "min_srcc")):
+            raise ValueError(f"its tolerance {name} is {str(value)[:40]!r}")
+    return Tolerance(**entry)
+
+
+def _captions(entry: object) -> tuple[str, ...]:
+    """The captions of one clip, of reasonable number and length."""
+    if (
+        isinstance(entry, (list, tuple))
+        and 1 <= len(entry) <= _MAX_CAPTIONS
+        and all(isinstance(one, str) and len(one) <= _MAX_CAPTION_LENGTH for one in entry)
+    ):
+        return tuple(entry)
+    raise ValueError("a clip without captions, or with too many or too long ones")
 
 
 @dataclass(frozen=True)
@@ -83,6 +144,7 @@ class Comparison:
 
     clips: int
     frames: int
+    """Scores compared: of frames, or of clips where the model gives no scores of frames."""
     max_abs: float
     """Largest difference of a clip's score."""
     mean_abs: float
@@ -96,21 +158,37 @@ class Comparison:
     def numbers(self) -> str:
         """The measurements in one line, for messages."""
         srcc = "" if self.srcc is None else f", SRCC {self.srcc:.4f}"
+        frames = f", {self.frames} frames" if self.frames > self.clips else ""
         return (
             f"max |difference| {self.max_abs:.2g}, mean {self.mean_abs:.2g}{srcc} "
-            f"on {self.clips} clips, {self.frames} frames"
+            f"on {self.clips} clips{frames}"
         )
 
 
 @dataclass(frozen=True)
 class ParityReport(Comparison):
-    """A comparison of one engine with the reference of its variant, and the engine's speed."""
+    """A comparison of one engine with the reference of its variant, and the engine's speed.
+
+    Speeds are of a warm engine, on some of the reference's clips as one batch.
+    """
 
     engine: str
     """`str(EngineDescription)`."""
     precision: str
-    frames_per_s: float
-    """Warm, on some of the reference's frames as one batch."""
+    clips_per_s: float
+    """What engines of one model are compared by."""
+    frames_per_s: float | None
+    """None for a model that does not look at frames."""
+
+    @property
+    def rate(self) -> float:
+        """The speed that is shown: frames per second, or clips where there are no frames."""
+        return self.clips_per_s if self.frames_per_s is None else self.frames_per_s
+
+    @property
+    def unit(self) -> str:
+        """Of `rate`."""
+        return "clips/s" if self.frames_per_s is None else "frames/s"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, ready for JSON."""
@@ -118,54 +196,105 @@ class ParityReport(Comparison):
 
 
 def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
-    """Run the reference's frames, compare with its scores and measure the speed.
+    """Run the reference's clips, compare with its scores and measure the speed.
 
     A few seconds for a large model. Raises EngineError if the runtime fails, ModelError if the
     reference is damaged. A difference beyond the tolerance raises nothing: see `passed`.
     """
     reference = Reference.from_dict(variant.reference)
-    frames = synthetic_frames(
-        bundle.prep, reference.clips, reference.frames_per_clip, reference.seed
-    )
-    scores = run_scores(engine, frames)
-    comparison = compare(scores, np.array(reference.frame_scores), reference.tolerance)
+    feeds = reference_feeds(reference, bundle.spec, bundle.tokenizer_path(variant))
+    scores = run_scores(engine, feeds, frame_scores=bundle.spec.frame_scores)
+    comparison = compare(scores, reference.expected(), reference.tolerance)
     description = engine.describe()
+    speed = measure_speed(engine, _some(feeds, 0)) if comparison.passed else 0.0
     return ParityReport(
         **asdict(comparison),
         engine=str(description),
         precision=description.precision,
-        frames_per_s=measure_speed(engine, frames[:_TIMED_CLIPS]) if comparison.passed else 0.0,
+        clips_per_s=speed,
+        frames_per_s=speed * reference.frames_per_clip if INPUT in feeds else None,
     )
 
 
-def run_scores(engine: Engine, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Frame scores [clips, frames] of uint8 frames [clips, frames, H, W, 3].
+def reference_feeds(
+    reference: Reference, spec: ModelSpec, tokenizer: Path | None
+) -> dict[str, Array]:
+    """The inputs of the reference's clips, as one batch: those of the graph of `spec`.
 
-    Raises EngineError if the runtime fails or its output has another name or shape.
+    `frames` uint8 [clips, frames, H, W, 3], `input_ids` and `attention_mask` int64
+    [clips, captions, tokens]; `tokenizer` is the bundle's. Raises ModelError if the reference does
+    not fit the model.
     """
-    outputs = engine.run({INPUT: frames})
-    scores = outputs.get(FRAME_SCORES)
-    if scores is None or scores.shape != frames.shape[:2]:
-        got = {name: list(value.shape) for name, value in outputs.items()}
-        raise EngineError(f"the graph gives {got}, not {FRAME_SCORES} {list(frames.shape[:2])}")
-    return scores.astype(np.float64)
+    feeds: dict[str, Array] = {}
+    if (
+        (spec.prep is None) != (reference.frames_per_clip == 0)
+        or (spec.text is None) != (not reference.captions)
+        or spec.frame_scores != bool(reference.frame_scores)
+    ):
+        raise ModelError("the bundle's reference is damaged: it is not of this model")
+    if spec.prep is not None:
+        if spec.prep.clip_bytes(reference.frames_per_clip) * reference.clips > _MAX_FRAME_BYTES:
+            raise ModelError("the bundle's reference is damaged: its frames are too large")
+        feeds[INPUT] = synthetic_frames(
+            spec.prep, reference.clips, reference.frames_per_clip, reference.seed
+        )
+    if spec.text is not None and tokenizer is not None:
+        from memcli.tokens import Tokeniser
+
+        tokens = Tokeniser(spec.text, tokenizer).encode(reference.captions)
+        feeds |= {INPUT_IDS: tokens.input_ids, ATTENTION_MASK: tokens.attention_mask}
+    return feeds
 
 
-def measure_speed(engine: Engine, frames: npt.NDArray[np.uint8]) -> float:
-    """Frames per second of a warm engine: the best of a few runs.
+def run_scores(
+    engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool
+) -> npt.NDArray[np.float64]:
+    """Scores of clips, a few at a time: [clips, frames], or [clips, 1] without `frame_scores`.
+
+    `feeds` are the graph's inputs, the first axis being the clips. Raises EngineError if the
+    runtime fails or its output has another name or shape.
+    """
+    clips = len(next(iter(feeds.values())))
+    parts = [
+        _run(engine, _some(feeds, start), frame_scores=frame_scores)
+        for start in range(0, clips, _BATCH_CLIPS)
+    ]
+    return np.concatenate(parts)
+
+
+def _some(feeds: Mapping[str, Array], start: int) -> dict[str, Array]:
+    return {name: array[start : start + _BATCH_CLIPS] for name, array in feeds.items()}
+
+
+def _run(
+    engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool
+) -> npt.NDArray[np.float64]:
+    outputs = engine.run(feeds)
+    name = FRAME_SCORES if frame_scores else SCORE
+    shape = feeds[INPUT].shape[:2] if frame_scores else next(iter(feeds.values())).shape[:1]
+    scores = outputs.get(name)
+    if scores is None or scores.shape != shape:
+        got = {key: list(value.shape) for key, value in outputs.items()}
+        raise EngineError(f"the graph gives {got}, not {name} {list(shape)}")
+    return scores.astype(np.float64).reshape(len(scores), -1)
+
+
+def measure_speed(engine: Engine, feeds: Mapping[str, Array]) -> float:
+    """Clips per second of a warm engine: the best of a few runs.
 
     The best, because everything else that happens on a machine can only make a run slower.
     """
+    clips = len(next(iter(feeds.values())))
     times: list[float] = []
     while len(times) < _TIMED_RUNS and sum(times) < _TIMED_ENOUGH_S:
         start = time.perf_counter()
-        engine.run({INPUT: frames})
+        engine.run(feeds)
         times.append(time.perf_counter() - start)
-    return float(frames.shape[0] * frames.shape[1]) / min(times)
+    return clips / min(times)
 
 
 def compare(candidate: Floats, reference: Floats, tolerance: Tolerance) -> Comparison:
-    """Compare frame scores [clips, frames] with the reference's of the same shape.
+    """Compare scores [clips, frames], or [clips, 1], with the reference's of the same shape.
 
     A score that is not a number counts as wrong by 1, the largest difference there is, and fails.
     Raises ValueError if the shapes differ.

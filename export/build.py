@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from memcli.engines.verify import ParityReport, Reference, verify
 from memcli.errors import MemcliError, ModelError, OutputError, ParityError
 from memcli.export.fill import GRAPHS
 from memcli.home import bundles_dir
-from memcli.spec import ModelSpec, Precision, Tolerance
+from memcli.spec import ModelSpec, Precision
 
 CPU_ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime")
 
@@ -43,18 +43,22 @@ def build_bundle(
     staging: Path,
     *,
     target: Path | None = None,
-    reference: Mapping[str, Any] | None = None,
+    reference: Reference | Mapping[str, Any] | None = None,
     made_by: Mapping[str, str] | None = None,
+    training: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Gate the fp32 graph in `staging` and install the folder as `target`.
 
-    `staging` holds what `memcli.export.pull` leaves: `model.onnx`, the external data it names and
-    the licence of the weights. It must be on the file system of `target` (default:
+    `staging` holds `model.onnx`, the external data it names, the terms of the weights
+    (`LICENSE.weights.txt`) and, for a model that reads captions, its tokenizer
+    (`spec.text.tokenizer`). It must be on the file system of `target` (default:
     `bundles_dir()/NAME`), and becomes it. Other precisions of a bundle already there are kept if
     they were made from the same graph and weights; if not, `report` names them.
-    `reference` defaults to `graphs/NAME.reference.json`. The graph must reproduce it with every
-    runtime installed here; without any runtime the gate is left to the first use, and said so.
+    `reference` defaults to `graphs/NAME.reference.json`; its tolerance is always that of `spec`.
+    The graph must reproduce it with every runtime installed here; without any runtime the gate is
+    left to the first use, and said so. `training` is what the manifest tells of the training: JSON
+    values.
 
     Raises ParityError with the numbers and ModelError if the staging folder is incomplete; then
     an installed bundle stays as it was.
@@ -63,11 +67,16 @@ def build_bundle(
         raise ModelError(
             f"the licence of the weights, {LICENSE_FILE}, is missing", where=str(staging)
         )
-    _arrange(staging)
-    entry = dict(reference) if reference is not None else load_reference(spec)
-    entry["tolerance"] = spec.to_dict()["tolerances"]["fp32"]
-    variant = make_float_variant(staging, "fp32", Reference.from_dict(entry), made_by or {})
-    bundle = Bundle(staging, spec, variants={"fp32": variant})
+    if reference is None:
+        reference = load_reference(spec)
+    entry = reference.to_dict() if isinstance(reference, Reference) else dict(reference)
+    entry["tolerance"] = _fp32_tolerance(spec)
+    # Both before anything is moved: what the manifest cannot hold is no bundle.
+    told = _json_object(training or {})
+    checked = Reference.from_dict(entry)
+    _arrange(staging, spec)
+    variant = make_float_variant(staging, spec, "fp32", checked, made_by or {})
+    bundle = Bundle(staging, spec, variants={"fp32": variant}, training=told)
     reports = gate_everywhere(bundle, variant, report)
     variant = replace(variant, parity=[parity.to_dict() for parity in reports])
     bundle = replace(bundle, variants={"fp32": variant})
@@ -75,13 +84,28 @@ def build_bundle(
     return publish(keep_variants(bundle, target, report), target)
 
 
-def _arrange(staging: Path) -> None:
-    """Move a graph and its external data into the folder of their precision."""
+def _fp32_tolerance(spec: ModelSpec) -> dict[str, Any]:
+    if "fp32" not in spec.tolerances:
+        raise ModelError(f"{spec.name} defines no tolerance for fp32: it has no gate")
+    return asdict(spec.tolerances["fp32"])
+
+
+def _json_object(training: Mapping[str, Any]) -> dict[str, Any]:
+    """`training` as it comes back from the manifest."""
+    try:
+        value: dict[str, Any] = json.loads(json.dumps(dict(training), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the report of the training is not JSON: {error}") from error
+    return value
+
+
+def _arrange(staging: Path, spec: ModelSpec) -> None:
+    """Move a graph, its external data and its tokenizer into the folder of their precision."""
     if not (staging / GRAPH_FILE).is_file():
         raise ModelError("the fp32 graph is missing", where=str(staging / GRAPH_FILE))
     try:
         (staging / FP32_GRAPH).parent.mkdir(exist_ok=True)
-        for name in graph_files(staging, GRAPH_FILE):
+        for name in graph_files(staging, GRAPH_FILE, spec):
             (staging / name).replace((staging / FP32_GRAPH).with_name(name))
     except OSError as error:
         raise OutputError(f"cannot arrange the bundle: {error}", where=str(staging)) from error
@@ -107,7 +131,7 @@ def keep_variants(bundle: Bundle, installed: Path, report: Callable[[str], None]
         if precision == "fp32":
             continue
         why = "it was made from another graph" if not same else None
-        if old.prep != bundle.prep or _tolerance(old, precision) != _tolerance(bundle, precision):
+        if _contract(old, precision) != _contract(bundle, precision):
             why = "what it must keep to has changed"
         try:
             if why is None:
@@ -122,8 +146,10 @@ def keep_variants(bundle: Bundle, installed: Path, report: Callable[[str], None]
     return replace(bundle, variants=kept)
 
 
-def _tolerance(bundle: Bundle, precision: Precision) -> Tolerance | None:
-    return bundle.spec.tolerances.get(precision)
+def _contract(bundle: Bundle, precision: Precision) -> tuple[object, ...]:
+    """What a variant depends on besides the fp32 graph."""
+    spec = bundle.spec
+    return spec.prep, spec.text, spec.frame_scores, spec.tolerances.get(precision)
 
 
 def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
@@ -147,16 +173,20 @@ def load_reference(spec: ModelSpec) -> dict[str, Any]:
         raise ModelError(
             f"the parity reference cannot be read: {error}", where=str(path)
         ) from error
-    names = ("kind", "clips", "frames_per_clip", "seed", "frame_scores")
+    names = ("kind", "clips", "frames_per_clip", "seed", "frame_scores", "scores", "captions")
     return {name: entry[name] for name in names if name in entry}
 
 
 def make_float_variant(
-    root: Path, precision: Precision, reference: Reference, made_by: Mapping[str, str]
+    root: Path,
+    spec: ModelSpec,
+    precision: Precision,
+    reference: Reference,
+    made_by: Mapping[str, str],
 ) -> Variant:
     """A variant that executes the fp32 graph of the bundle folder `root` in `precision`.
 
-    Raises ModelError if the graph or its external data is missing or lies outside the folder.
+    Raises ModelError if the graph or a file it needs is missing or lies outside the folder.
     """
     graph = root / FP32_GRAPH
     if not graph.is_file():
@@ -165,16 +195,16 @@ def make_float_variant(
         precision=precision,
         graph=FP32_GRAPH,
         engines=CPU_ENGINES if precision == "fp32" else ("openvino",),
-        files=hash_files(root, graph_files(root, FP32_GRAPH)),
+        files=hash_files(root, graph_files(root, FP32_GRAPH, spec)),
         reference=reference.to_dict(),
         made_by=versions(made_by),
     )
 
 
-def graph_files(root: Path, graph: str) -> list[str]:
-    """A graph and its external data, as paths inside the bundle folder `root`.
+def graph_files(root: Path, graph: str, spec: ModelSpec) -> list[str]:
+    """A graph, its external data and its tokenizer, as paths inside the bundle folder `root`.
 
-    Raises ModelError if external data is missing or named outside the graph's own folder.
+    Raises ModelError if one is missing or named outside the graph's own folder.
     """
     folder = Path(graph).parent
     names = [graph]
@@ -183,6 +213,11 @@ def graph_files(root: Path, graph: str) -> list[str]:
             raise ModelError(
                 f"the graph's weights {name!r} are not beside it", where=str(root / graph)
             )
+        names.append(str(folder / name))
+    if spec.text is not None:
+        name = spec.text.tokenizer
+        if not (root / folder / name).is_file():
+            raise ModelError(f"the tokenizer {name!r} is missing", where=str(root / folder))
         names.append(str(folder / name))
     return names
 

@@ -82,7 +82,8 @@ def read_calibration(
             report(f"not used: {path}: the same frames as another video")
     if not clips:
         raise UsageError("no videos to calibrate with", where=str(folder))
-    report(f"{len(clips)} videos, half of them to check with")
+    noun = "video" if len(clips) == 1 else "videos"
+    report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
     return CalibrationClips(calibration, holdout)
 

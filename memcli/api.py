@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from memcli.inputs import collect
 
 if TYPE_CHECKING:
+    from memcli.captions import Captions
     from memcli.results import Row
 
 
@@ -17,6 +18,7 @@ def score(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     model: str | None = None,
+    captions: Captions | Mapping[str, str | Sequence[str]] | str | os.PathLike[str] | None = None,
     report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Iterator[Row]:
@@ -25,19 +27,24 @@ def score(
     `paths` are files, folders (searched recursively), globs or lists, as for `memcli score`;
     `model` is the name of a model or the folder of a bundle (default: the offline default, which
     is fetched once). `settings` are the fields of `memcli.scoring.ScoreSettings`, e.g.
-    `frames=16, curve=True, device="cpu", precision="fp32"`. `report` is told in words what happens
+    `frames=16, curve=True, device="cpu", precision="fp32"`. `captions`, for models that read them,
+    is a file as for `--captions`, or a mapping from a path, file name or name without ending to
+    one caption or several. `report` is told in words what happens
     before the first row. Nothing is written but the cache.
 
     A video that cannot be scored yields a row with `status == "failed"` and the reason; errors that
     concern all of them (UsageError, ModelError, EngineError, DeviceError) are raised, all of them
     subclasses of MemcliError.
     """
+    from memcli.captions import captions_from
     from memcli.models import DEFAULT_MODEL
     from memcli.scoring import ScoreSettings
     from memcli.store import open_scorer
 
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     sources = collect(listed)
+    if captions is not None:
+        settings["captions"] = captions_from(captions)
     wanted = ScoreSettings(model=model or DEFAULT_MODEL, **settings)
     with (
         open_scorer(wanted, report or _silent) as scorer,

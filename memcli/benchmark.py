@@ -7,8 +7,10 @@ turns and medians are compared: a machine that others use too is slow for all st
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,17 +23,19 @@ import numpy as np
 from memcli.closing import Closeable
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.bundle import Bundle, Variant
+from memcli.engines.reference import synthetic_captions
 from memcli.engines.select import Candidate, Selection, open_engine
 from memcli.engines.verify import ParityReport
 from memcli.errors import MemcliError, UsageError
 from memcli.preprocess import FramePreparer
+from memcli.reading import padded
 from memcli.scoring import Scorer, ScoreSettings
 from memcli.video.source import frame_rotation
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from memcli.engines.base import Array, Engine
+
+    Feeds = Mapping[str, Array]
     from memcli.inputs import Source
 
 Report = Callable[[str], None]
@@ -40,6 +44,7 @@ _KEPT_BYTES = 256 << 20
 """Prepared clips held for the engine alone; fewer than all videos where they do not fit."""
 _SAMPLE_FRAMES = 8
 """Decoded frames held for preprocessing alone: at 4K one of them takes 12 MB."""
+_CAPTIONS = 64
 _DIGITS = 4
 
 
@@ -129,8 +134,9 @@ class InstantEngine(Closeable):
 
     device: str = "cpu"
     room_bytes: int = 0
-    kept: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    """Clips [T, H, W, 3], up to `room_bytes` but at least one if there is any room."""
+    kept: list[Feeds] = field(default_factory=list)
+    """A graph's inputs for one clip each, up to `room_bytes` but at least one if there is any
+    room."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -140,18 +146,18 @@ class InstantEngine(Closeable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return ()
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Zeros, whatever the frames."""
-        frames = feeds["frames"]
-        for clip in frames:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Zeros, whatever the inputs."""
+        clips = len(next(iter(feeds.values())))
+        for number in range(clips):
             if self.room_bytes > 0:
-                self.room_bytes -= clip.nbytes
-                self.kept.append(clip.astype(np.uint8))
-        clips, count = frames.shape[:2]
-        return {
-            "score": np.zeros(clips, np.float32),
-            "frame_scores": np.zeros((clips, count), np.float32),
-        }
+                clip = {name: array[number : number + 1].copy() for name, array in feeds.items()}
+                self.room_bytes -= sum(array.nbytes for array in clip.values())
+                self.kept.append(clip)
+        zeros: dict[str, Array] = {"score": np.zeros(clips, np.float32)}
+        if "frames" in feeds:
+            zeros["frame_scores"] = np.zeros(feeds["frames"].shape[:2], np.float32)
+        return zeros
 
     def describe(self) -> EngineDescription:
         return EngineDescription("onnxruntime", "none", self.device, "fp32")
@@ -160,9 +166,10 @@ class InstantEngine(Closeable):
 
 
 def decode_scorer(settings: ScoreSettings, bundle: Bundle, engine: InstantEngine) -> Scorer:
-    """A Scorer that decodes only; the bundle needs no graph."""
-    variant = Variant("fp32", graph="", engines=(), files={}, reference={})
-    unmeasured = ParityReport(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0, True, "none", "fp32", 0.0)
+    """A Scorer that decodes (and reads captions) only; the bundle needs no graph."""
+    nothing = Variant("fp32", graph="", engines=(), files={}, reference={})
+    variant = next(iter(bundle.variants.values()), nothing)  # its tokenizer is used
+    unmeasured = ParityReport(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0, True, "none", "fp32", 0.0, None)
     return Scorer(settings, bundle, Selection(engine, variant, "decoding only", unmeasured))
 
 
@@ -196,15 +203,46 @@ def time_scoring(scorer: Scorer, sources: Sequence[Source]) -> float:
     return finished - started
 
 
-def time_engine(engine: Engine, clips: Sequence[npt.NDArray[np.uint8]], batch_size: int) -> float:
-    """Seconds for the engine alone on prepared clips."""
+def time_engine(engine: Engine, clips: Sequence[Feeds], batch_size: int) -> float:
+    """Seconds for the engine alone on the inputs of prepared clips, one clip each."""
     batches = [
-        np.stack(clips[start : start + batch_size]) for start in range(0, len(clips), batch_size)
+        _stacked(clips[start : start + batch_size]) for start in range(0, len(clips), batch_size)
     ]
     started = time.perf_counter()
     for batch in batches:
-        engine.run({"frames": batch})
+        engine.run(batch)
     return time.perf_counter() - started
+
+
+def _stacked(clips: Sequence[Feeds]) -> dict[str, Array]:
+    batch: dict[str, Array] = {}
+    for name in clips[0]:
+        arrays = [clip[name] for clip in clips]
+        if name == "frames":
+            batch[name] = np.concatenate(arrays)
+        else:  # which token fills up is of no matter to the speed
+            batch[name] = padded([array.astype(np.int64) for array in arrays], 0)
+    return batch
+
+
+class SyntheticCaptions:
+    """A made-up caption for every video, the same in every run."""
+
+    name = digest = "synthetic captions"
+
+    def __init__(self) -> None:
+        self._captions = synthetic_captions(_CAPTIONS, 1, 0)
+
+    def of(self, video: str) -> tuple[str, ...]:
+        """One of them, by the video's path."""
+        return self._captions[zlib.crc32(os.fsencode(video)) % _CAPTIONS]
+
+
+def with_captions(settings: ScoreSettings, bundle: Bundle) -> ScoreSettings:
+    """`settings`, with made-up captions where the model reads some."""
+    if bundle.spec.text is None:
+        return settings
+    return replace(settings, captions=SyntheticCaptions())
 
 
 def measure_decode(scorer: Scorer, sources: Sequence[Source], repeat: int) -> Speed:
@@ -228,15 +266,18 @@ def measure_preprocess(scorer: Scorer, sources: Sequence[Source], repeat: int) -
     """Preprocessing alone: as many frames as scoring would prepare, already decoded, in memory.
 
     Decoding contains it: a worker prepares each frame as soon as it is decoded. None if no frame
-    can be had by plain decoding.
+    can be had by plain decoding, or the model looks at none.
     """
+    prep = scorer.bundle.prep
+    if prep is None:
+        return None
     samples = [frame for source in sources[:_SAMPLE_FRAMES] if (frame := _first_frame(source.path))]
     if not samples:
         return None
     jobs = [samples[number % len(samples)] for number in range(len(sources))]
 
     def prepare(frame: av.VideoFrame) -> None:
-        preparer = FramePreparer(scorer.bundle.prep)
+        preparer = FramePreparer(prep)
         rotation = frame_rotation(frame)
         for _ in range(scorer.frames):
             preparer.prepare(frame, rotation)

@@ -14,7 +14,12 @@ from memcli import __version__
 COMMANDS = {
     "score": "Score the memorability of videos.",
     "models": "List, fetch, add and remove models.",
-    "export": "Make a faster precision of an installed model, verified against fp32.",
+    "train": "Train a model of the papers on a dataset.",
+    "evaluate": "Measure a trained or installed model on a dataset.",
+    "cross": "Train on one dataset and test on another, both ways.",
+    "reproduce": "Run a paper's whole table and print it beside the published figures.",
+    "dataset": "Check a dataset before training: what is missing, duplicated or unreadable.",
+    "export": "Make a verified engine of a trained model, or a faster precision of one.",
     "bench": "Measure decode, preprocess, engine and end-to-end speed.",
     "doctor": "Show what this machine has and what memcli will use.",
     "completion": "Print the script that completes memcli's commands in a shell.",

@@ -201,7 +201,9 @@ def _engines(bundle: Bundle, packages: dict[str, Package]) -> Iterator[dict[str,
                 "precision": candidate.variant.precision,
                 "device": candidate.device,
                 "state": state,
+                "clips_per_s": record.clips_per_s if record and record.passed else None,
                 "frames_per_s": record.frames_per_s if record and record.passed else None,
+                "speed": f"{record.rate:.1f} {record.unit}" if record and record.passed else None,
                 "difference": record.numbers() if record else None,
             }
 
@@ -212,21 +214,20 @@ def _score(installed: list[dict[str, Any]]) -> dict[str, Any]:
 
     model = next((entry for entry in installed if entry["model"] == DEFAULT_MODEL), None)
     answer: dict[str, Any] = {"model": DEFAULT_MODEL, "installed": model is not None}
-    if model is None:
-        weights = get_model(DEFAULT_MODEL).weights
-        fetch = {
+    if model is not None:
+        return {**answer, **_choice(model), "fetch": None}
+    weights = get_model(DEFAULT_MODEL).weights
+    fetch = (
+        None
+        if weights is None
+        else {
             "package": f"{weights.package} {weights.version}",
             "size_bytes": weights.size_bytes,
             "license": weights.license,
             "license_note": weights.license_note,
         }
-        return {
-            **answer,
-            "engine": None,
-            "reason": "fetched once, at the first use",
-            "fetch": fetch,
-        }
-    return {**answer, **_choice(model), "fetch": None}
+    )
+    return {**answer, "engine": None, "reason": "fetched once, at the first use", "fetch": fetch}
 
 
 def _choice(model: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _choice(model: dict[str, Any]) -> dict[str, Any]:
         return {"engine": None, "reason": model["problem"]}
     verified = [entry for entry in model["engines"] if entry["state"] == "verified"]
     pending = [engine_name(e) for e in model["engines"] if e["state"] == "not verified yet"]
-    verified.sort(key=lambda entry: -float(entry["frames_per_s"]))
+    verified.sort(key=lambda entry: -float(entry["clips_per_s"]))
     later = f"{', '.join(pending)}: verified and timed at the first use" if pending else ""
     if not verified:
         return {"engine": None, "reason": later or "no engine passed verification"}

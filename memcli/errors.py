@@ -20,6 +20,21 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether this is KeyboardInterrupt, or an error that was made of one.
+
+    Modules in C++ turn an interrupt during their import into an ImportError "from" it.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:  # `raise error from error` makes a circle
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return False
+
+
 class MemcliError(Exception):
     """Base of all errors: `what` is wrong, `where` (a file, an option), `next_step` to take."""
 
@@ -92,6 +107,7 @@ class VideoErrorCode(str, Enum):
     UNSUPPORTED = "unsupported"
     DAMAGED = "damaged"
     TOO_LARGE = "too-large"
+    NO_CAPTION = "no-caption"
     TIMEOUT = "timeout"
     READ = "read-error"
     INTERNAL = "internal"

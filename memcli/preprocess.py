@@ -13,6 +13,9 @@ ACCURATE_RND and BITEXACT make the result the same on every processor and cost n
 Planes, because swscale writes them with SIMD and packed RGB of full chroma without: 0.65 ms
 against 1.25 ms for a 720p frame, with the interleaving.
 
+Bicubic is swscale's, whose cubic has a = -0.6 where PIL's has -0.5 (PyAV cannot set it): on filmed
+video at 224 x 224, normalised, the cosine to PIL's is 0.9995 to 1.
+
 Colour: matrix and range are those of the stream. Where it does not say, FFmpeg's default holds,
 whatever the size: BT.601, limited range (full for the yuvj formats).
 """
@@ -32,6 +35,8 @@ _FULL_CHROMA = 0x2000 | 0x4000
 _ACCURATE_RND = 0x40000
 _BITEXACT = 0x80000
 _EXACT = _FULL_CHROMA | _ACCURATE_RND | _BITEXACT
+_MOST_ASPECT = 32
+_MOST_LONG = 16384
 
 
 class FramePreparer:
@@ -41,9 +46,6 @@ class FramePreparer:
         self.prep = prep
         self._reformatter = VideoReformatter()
         self._flags = _FILTERS[prep.filter] | _EXACT
-        top = (prep.resize_height - prep.crop_height) // 2
-        left = (prep.resize_width - prep.crop_width) // 2
-        self._crop = np.s_[top : top + prep.crop_height, left : left + prep.crop_width]
 
     def prepare(
         self, frame: av.VideoFrame, rotation: int = 0, out: npt.NDArray[np.uint8] | None = None
@@ -56,9 +58,12 @@ class FramePreparer:
         Raises av.FFmpegError for a pixel format that swscale cannot read.
         """
         prep = self.prep
-        width, height = prep.resize_width, prep.resize_height
-        if rotation % 180:
-            width, height = height, width
+        turned = rotation % 180 != 0
+        shown = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        resized = resized_size(prep, *shown)
+        width, height = reversed(resized) if turned else resized
+        left, top = (resized[0] - prep.crop_width) // 2, (resized[1] - prep.crop_height) // 2
+        crop = np.s_[top : top + prep.crop_height, left : left + prep.crop_width]
         planes = self._reformatter.reformat(
             frame,
             width=width,
@@ -73,8 +78,23 @@ class FramePreparer:
             rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, size)[:height, :width]
             if rotation:
                 rows = np.rot90(rows, rotation // 90)
-            result[..., channel] = rows[self._crop]
+            result[..., channel] = rows[crop]
         return result
+
+
+def resized_size(prep: FramePrep, width: int, height: int) -> tuple[int, int]:
+    """Width and height to which a frame of `width` x `height`, as shown, is resized.
+
+    With fit "shortest" the longer side is rounded down, as by transformers' CLIPImageProcessor.
+    It is at most 32 times the shorter one and 16,384: frames of a more extreme shape, which would
+    need gigabytes, are squeezed.
+    """
+    if prep.fit == "stretch":
+        return prep.resize_width, prep.resize_height
+    side = prep.resize_width
+    most = max(side, min(_MOST_ASPECT * side, _MOST_LONG))
+    longest = min(side * max(width, height) // min(width, height), most)
+    return (side, longest) if width <= height else (longest, side)
 
 
 def prepare_image(rgb: npt.NDArray[np.uint8], prep: FramePrep) -> npt.NDArray[np.uint8]:

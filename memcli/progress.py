@@ -75,7 +75,7 @@ class PlainProgress(QuietProgress):
             self._next = time.monotonic() + _PLAIN_INTERVAL_S
             say(
                 f"{summary.done + summary.resumed}/{summary.total} videos, {summary.failed} failed,"
-                f" {summary.videos_per_s:.2f} videos/s, {summary.frames_per_s:.1f} frames/s,"
+                f" {_speed(summary)},"
                 f" {_clock(summary.eta_s)} left"
             )
 
@@ -147,8 +147,7 @@ class BarProgress(QuietProgress):
 
     def advance(self, row: Row, summary: Summary) -> None:
         if self._bar is not None:
-            speed = f"{summary.videos_per_s:.2f} videos/s, {summary.frames_per_s:.1f} frames/s"
-            self._bar.update(self._task, advance=1, failed=summary.failed, speed=speed)
+            self._bar.update(self._task, advance=1, failed=summary.failed, speed=_speed(summary))
 
     def end(self) -> None:
         if self._bar is not None:
@@ -177,7 +176,7 @@ def closing_lines(summary: Summary) -> list[str]:
     counts.append(f"{summary.failed:,} failed")
     lines = [f"{', '.join(counts)} in {_clock(summary.elapsed_s)}"]
     if summary.bottleneck:
-        lines[0] += f" ({summary.videos_per_s:.2f} videos/s, {summary.frames_per_s:.1f} frames/s)"
+        lines[0] += f" ({_speed(summary)})"
         lines.append(
             f"bottleneck: {summary.bottleneck} (engine busy {summary.engine_busy_s:.1f} s,"
             f" decoding {summary.decode_busy_s:.1f} s over {plural(summary.workers, 'worker')})"
@@ -190,12 +189,21 @@ def closing_lines(summary: Summary) -> list[str]:
     if summary.resumed_failed:
         count = plural(summary.resumed_failed, "video")
         lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+    if summary.captions_cut:
+        count = plural(summary.captions_cut, "caption")
+        lines.append(f"cut: {count}, longer than the model reads")
     if summary.left_out:
         lines.append(f"left out: {plural(summary.left_out, 'file')} without the name of a video")
     if summary.interrupted:
         lines.append("interrupted: run the same command again to go on")
     lines.append(f"table: {summary.output}")
     return lines
+
+
+def _speed(summary: Summary) -> str:
+    """Videos and frames per second; only videos for a model that looks at no frames."""
+    frames = f", {summary.frames_per_s:.1f} frames/s" if summary.frames_per_s else ""
+    return f"{summary.videos_per_s:.2f} videos/s{frames}"
 
 
 def _clock(seconds: float) -> str:

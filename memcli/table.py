@@ -15,11 +15,13 @@ from memcli.inputs import Source, Sources, collect
 from memcli.journal import Journal, check_place
 from memcli.results import Row, output_format, write_table
 from memcli.store import open_scorer
+from memcli.text import plural
 
 if TYPE_CHECKING:
     from memcli.scoring import Scorer, ScoreSettings
 
 LISTED_FAILURES = 20
+_LISTED_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Summary:
     bottleneck: str | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of the first failures."""
+    captions_cut: int = 0
+    """Captions that were longer than the model takes."""
     interrupted: bool = False
 
     @property
@@ -131,6 +135,8 @@ def score_to_table(
     output_format(options.output)
     check_place(options.output, resume=options.resume)  # before a model is fetched or opened
     sources = collect(paths, options.shard)
+    if options.shard is None:  # the others of a shard's captions belong to other shards
+        _tell_of_captions(settings, sources, progress)
     with (
         open_scorer(settings, progress.message) as scorer,
         Journal.open(options.output, scorer.identity(), resume=options.resume) as journal,
@@ -157,6 +163,21 @@ def score_to_table(
             progress.end()
         _finish(journal, options, settings)
     return summary
+
+
+def _tell_of_captions(settings: ScoreSettings, sources: Sources, progress: Progress) -> None:
+    """Say once what of a file of captions is not used."""
+    from memcli.captions import Captions
+
+    captions = settings.captions
+    if not isinstance(captions, Captions):
+        return
+    if captions.empty:
+        progress.message(f"{plural(captions.empty, 'empty caption')} ignored in {captions.name}")
+    if unused := captions.unused(source.path for source in sources.items):
+        first = ", ".join(unused[:_LISTED_NAMES]) + (", ..." if len(unused) > _LISTED_NAMES else "")
+        names = plural(len(unused), "name")
+        progress.message(f"{names} in {captions.name} fit no video of this run: {first}")
 
 
 def _run(
@@ -198,6 +219,7 @@ def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:
     summary.decode_busy_s = stats.decode_busy_s
     summary.engine_busy_s = stats.engine_busy_s
     summary.bottleneck = stats.bottleneck
+    summary.captions_cut = scorer.captions_cut
 
 
 def _new_summary(
@@ -210,7 +232,7 @@ def _new_summary(
         engine=str(scorer.description),
         reason=scorer.selection.reason,
         weights_license=scorer.bundle.license,
-        license_note=str(scorer.bundle.weights.get("license_note", "")),
+        license_note=scorer.bundle.spec.license_note,
         total=len(sources.items),
         resumed=resumed,
         resumed_failed=resumed_failed,

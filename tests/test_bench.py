@@ -100,7 +100,9 @@ def test_an_instant_engine_keeps_what_it_has_room_for() -> None:
 
 def test_the_engine_alone_gets_full_batches() -> None:
     engine = SlowEngine()
-    seconds = benchmark.time_engine(engine, [np.zeros((4, 8, 8, 3), np.uint8)] * 5, batch_size=2)
+    seconds = benchmark.time_engine(
+        engine, [{"frames": np.zeros((1, 4, 8, 8, 3), np.uint8)}] * 5, batch_size=2
+    )
     assert engine.batches == [2, 2, 1]
     assert seconds >= 0.2
 
@@ -161,7 +163,7 @@ def test_without_videos_some_are_made(
     monkeypatch.setattr(bench, "_CLIP_SIZE", (96, 64))
     monkeypatch.setattr(bench, "_CLIP_FRAMES", 24)
     assert run(["bench", *TINY]) == 0
-    assert "videos   8 times one generated clip (96x64, 1 s, " in capsys.readouterr().out
+    assert "videos   8 videos: one generated clip (96x64, 1 s, " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny")
@@ -172,7 +174,7 @@ def test_undecodable_videos_are_left_out(
     assert run(["bench", str(clips), str(tmp_path), *TINY, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["decode"]["videos"] == 3
-    assert "1 more cannot be decoded" in report["videos"]
+    assert "not decodable and left out: 1" in report["videos"]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -193,7 +195,7 @@ def test_a_large_folder_is_sampled(
     assert run(["bench", str(clips), *TINY, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["decode"]["videos"] == 2
-    assert report["videos"].startswith("2 of 3 videos of ")
+    assert report["videos"].startswith("2 videos of the 3 of ")
 
 
 def test_a_model_that_is_not_here_leaves_decoding(

@@ -194,6 +194,29 @@ def test_it_foretells_what_scoring_takes(
 
 
 @pytest.mark.usefixtures("real_versions")
+def test_forgotten_engines_are_verified_again(
+    memcli_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_tiny_bundle(memcli_home, DEFAULT)
+    said: list[str] = []
+    open_engine(bundle, report=said.append).engine.close()
+    assert run(["doctor", "--forget", "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["score"]["engine"] is None
+    count = len(said)
+    open_engine(bundle, report=said.append).engine.close()
+    assert len(said) == 2 * count > 0
+    assert run(["doctor", "--forget"]) == run(["doctor", "--forget"]) == ExitCode.OK
+
+
+def test_what_cannot_be_forgotten_is_said(
+    memcli_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (memcli_home / "verified.json").mkdir()
+    assert run(["doctor", "--forget"]) == ExitCode.NOT_USABLE
+    assert "verified.json: cannot be deleted: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("real_versions")
 def test_a_refused_engine_is_not_foretold(
     memcli_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -270,7 +270,10 @@ def test_cpu_facts_are_text():
 
 def test_ctrl_c_while_a_runtime_is_imported_is_not_a_broken_runtime(monkeypatch):
     def interrupted(name):
-        raise ImportError("initialization failed") from KeyboardInterrupt()
+        try:
+            raise ImportError("initialization failed") from KeyboardInterrupt()
+        except ImportError as inner:
+            raise ImportError("its module does not load") from inner
 
     monkeypatch.setattr("memcli.engines.loading.importlib.import_module", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -44,7 +44,7 @@ def test_clips_frames_and_seeds_differ() -> None:
 
 def test_stored_scores_spread() -> None:
     """Scores that hardly differ could not show that an engine has lost the ranking."""
-    for spec in MODELS.values():
+    for spec in (spec for spec in MODELS.values() if spec.graph is not None):
         path = (GRAPHS / spec.graph).with_suffix(".reference.json")
         scores = np.array(json.loads(path.read_text())["frame_scores"])
         assert scores.mean(axis=1).std() > 0.05

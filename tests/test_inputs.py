@@ -144,3 +144,18 @@ def test_shards_are_disjoint_and_complete(count: int, stems: list[str]) -> None:
 def test_bad_shards(text: str) -> None:
     with pytest.raises(UsageError, match="not a shard"):
         parse_shard(text)
+
+
+def test_an_empty_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    with pytest.raises(UsageError, match="standard input held no paths"):
+        collect(["-"])
+
+
+def test_one_file_of_another_name_is_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(UsageError, match=r"\(1 file has another name\)"):
+        collect([tmp_path])
+    (tmp_path / "more.md").touch()
+    with pytest.raises(UsageError, match=r"\(2 files have other names\)"):
+        collect([tmp_path])

@@ -8,8 +8,11 @@ import pytest
 from cli import memcli
 from tiny_bundle import make_tiny_bundle
 
+from memcli.app import run
+from memcli.commands.models import command
 from memcli.engines.bundle import Bundle, read_bundle, write_manifest
-from memcli.models import get_model
+from memcli.models import MODELS, get_model
+from memcli.models.papers import CITED
 from memcli.spec import PublishedResult
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\u202egnp.exe\nlicence     free for all"
@@ -75,6 +78,37 @@ def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) ->
     done = memcli("models", "show", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "holdout videos: max |difference| 0.01, mean 0.002, SRCC 0.9990" in done.stdout
+
+
+@pytest.mark.parametrize("word", ["show", "rm", "pull"])
+@pytest.mark.parametrize(("name", "meant"), [("Resmen", "resmem"), ("tinny", "tiny")])
+def test_an_unknown_name_is_a_usage_error_with_the_closest(
+    memcli_home: Path, tmp_path: Path, word: str, name: str, meant: str
+) -> None:
+    make_tiny_bundle(memcli_home)
+    done = memcli("models", word, name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"there is no model called {name!r}; did you mean {meant!r}?" in done.stderr
+
+
+def test_help_of_the_subcommands_is_whole(tmp_path: Path) -> None:
+    shown = memcli("models", "--help", cwd=tmp_path, COLUMNS="60").stdout
+    text = " ".join(shown.split())
+    for name, subcommand in command.commands.items():
+        first, *more = (subcommand.help or "").splitlines()
+        assert f"{name} {first}" in text
+        assert any(f"memcli models {name}" in line for line in more), name
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_of_the_registry_is_shown(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "show", name]) == 0
+    shown = capsys.readouterr().out
+    assert MODELS[name].license in shown
+    for paper in CITED:
+        assert (paper.title in shown) == (paper.file in shown)
 
 
 def test_rm_of_a_path(memcli_home: Path, tmp_path: Path) -> None:

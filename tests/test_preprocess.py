@@ -6,10 +6,14 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from memcli.preprocess import FramePreparer, prepare_image
+from memcli.models.encoders import CLIP_PREP, SIGLIP_PREP, VIT_PREP
+from memcli.preprocess import FramePreparer, prepare_image, resized_size
 from memcli.spec import FramePrep
+from memcli.video.source import frame_rotation
 from tests.media import picture, real_videos
 
 PREP = FramePrep(16, 256, 256, 227, 227)
@@ -19,10 +23,14 @@ Pixels = npt.NDArray[np.uint8]
 
 def by_pil(rgb: Pixels, prep: FramePrep) -> npt.NDArray[np.int64]:
     kind = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    size = (prep.resize_width, prep.resize_height)
-    image = np.asarray(Image.fromarray(rgb).resize(size, kind[prep.filter]))
-    top = (prep.resize_height - prep.crop_height) // 2
-    left = (prep.resize_width - prep.crop_width) // 2
+    width, height = prep.resize_width, prep.resize_height
+    if prep.fit == "shortest":  # transformers' get_resize_output_image_size
+        short, long = sorted(rgb.shape[:2])
+        longer = int(width * long / short)
+        width, height = (width, longer) if rgb.shape[1] <= rgb.shape[0] else (longer, width)
+    image = np.asarray(Image.fromarray(rgb).resize((width, height), kind[prep.filter]))
+    top = (height - prep.crop_height) // 2
+    left = (width - prep.crop_width) // 2
     return image[top : top + prep.crop_height, left : left + prep.crop_width].astype(int)
 
 
@@ -150,3 +158,78 @@ def test_the_result_is_the_callers_own() -> None:
     assert first.flags.c_contiguous
     assert first.flags.owndata
     assert first.dtype == np.uint8
+
+
+SHORTEST = FramePrep(3, 64, 64, 64, 64, fit="shortest")
+sides = st.integers(1, 8192)
+
+
+@pytest.mark.parametrize(
+    "size", [(120, 160), (160, 120), (100, 100), (64, 64), (33, 57), (200, 90)]
+)
+@pytest.mark.parametrize("crop", [64, 63, 48])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_shortest_side_and_centre_crop_as_by_pil(
+    size: tuple[int, int], crop: int, rotation: int
+) -> None:
+    prep = FramePrep(3, 64, 64, crop, crop, fit="shortest")
+    rgb = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    got = FramePreparer(prep).prepare(frame, rotation).astype(int)
+    expected = by_pil(np.ascontiguousarray(np.rot90(rgb, rotation // 90)), prep)
+    assert got.shape == (crop, crop, 3)
+    # The two treat a picture's edges a little differently: up to 9 there. On noise a shift by a
+    # single pixel is 40 and more on average.
+    assert np.abs(got - expected).mean() <= 1
+    assert np.abs(got - expected).max() <= 16
+
+
+@given(sides, sides)
+def test_the_longer_side_is_rounded_down_and_bounded(width: int, height: int) -> None:
+    got = resized_size(CLIP_PREP, width, height)
+    assert min(got) == 224
+    if max(width, height) <= 32 * min(width, height):
+        longer = int(224 * max(width, height) / min(width, height))
+        assert got == ((224, longer) if width <= height else (longer, 224))
+    else:
+        assert got == ((224, 7168) if width < height else (7168, 224))
+    assert resized_size(SIGLIP_PREP, width, height) == (224, 224)
+
+
+def test_large_sides_are_bounded_and_never_below_the_crop() -> None:
+    huge = FramePrep(1, 4096, 4096, 4096, 4096, fit="shortest")
+    assert resized_size(huge, 8192, 1) == (16384, 4096)
+    assert resized_size(huge, 1, 1) == (4096, 4096)
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 3000)])
+def test_extreme_shapes_are_squeezed_not_refused(size: tuple[int, int]) -> None:
+    rgb = np.full((*size, 3), 77, dtype=np.uint8)
+    got = prepare_image(rgb, SHORTEST)
+    assert got.shape == (64, 64, 3)
+    assert (got == 77).all()
+
+
+def test_shortest_follows_frames_that_change_their_shape() -> None:
+    shared = FramePreparer(SHORTEST)
+    for width, height in [(96, 64), (64, 96), (200, 50), (96, 64)]:
+        frame = av.VideoFrame.from_ndarray(picture(1, width, height), "rgb24")
+        np.testing.assert_array_equal(shared.prepare(frame), FramePreparer(SHORTEST).prepare(frame))
+
+
+@pytest.mark.parametrize("prep", [SIGLIP_PREP, CLIP_PREP, VIT_PREP], ids=["siglip", "clip", "vit"])
+@pytest.mark.parametrize("path", real_videos("normal", "rotated", "portrait_square", "tenbit"))
+def test_encoder_inputs_of_real_frames_agree_with_pil(path: Path, prep: FramePrep) -> None:
+    """Normalised, as an encoder sees them, bicubic of another a included: measured >= 0.9995."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    turn = frame_rotation(frame)
+    full = frame.reformat(format="rgb24", interpolation=0x2 | 0x2000 | 0x4000 | 0x40000)
+    rgb = np.ascontiguousarray(np.rot90(full.to_ndarray(), turn // 90))
+    got, expected = (
+        ((pixels * prep.scale - prep.mean) / prep.std).ravel()
+        for pixels in (FramePreparer(prep).prepare(frame, turn), by_pil(rgb, prep))
+    )
+    cosine = got @ expected / (np.linalg.norm(got) * np.linalg.norm(expected))
+    assert cosine >= 0.999
+    assert np.abs(got - expected).mean() * np.mean(prep.std) * 255 <= 1.2

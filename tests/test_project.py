@@ -95,6 +95,7 @@ LAYERS = {
     "memcli.spec": set(),
     "memcli.home": {"memcli.errors"},
     "memcli.preprocess": {"memcli.errors", "memcli.spec"},
+    "memcli.tokens": {"memcli.errors", "memcli.spec"},
     "memcli.models": {"memcli.errors", "memcli.spec", "memcli.models"},
     "memcli.engines": {
         "memcli.errors",
@@ -102,6 +103,7 @@ LAYERS = {
         "memcli.home",
         "memcli.engines",
         "memcli.text",
+        "memcli.tokens",
         "memcli.closing",
     },
     "memcli.video": {
@@ -120,9 +122,19 @@ LAYERS = {
         "memcli.video",
         "memcli.engines",
         "memcli.train",
+        "memcli.tokens",
         "memcli.export",
     },
-    "memcli.train": {"memcli.errors", "memcli.spec", "memcli.preprocess", "memcli.train"},
+    "memcli.train": {
+        "memcli.errors",
+        "memcli.spec",
+        "memcli.home",
+        "memcli.text",
+        "memcli.models",
+        "memcli.preprocess",
+        "memcli.tokens",
+        "memcli.train",
+    },
 }
 
 

@@ -83,3 +83,6 @@ def test_a_failure_leaves_the_old_table(tmp_path: Path, suffix: str) -> None:
 def test_unknown_format() -> None:
     with pytest.raises(UsageError, match=r"unknown table format '\.xls'"):
         results.output_format(Path("t.xls"))
+    with pytest.raises(UsageError, match="no ending names its format") as caught:
+        results.output_format(Path("scores"))
+    assert "end in one of: .csv, .jsonl, .parquet" in str(caught.value)

@@ -228,8 +228,8 @@ def test_paths_from_standard_input(clips: Path, tmp_path: Path) -> None:
         (["score", "x.mp4", "--model", "tiny", "--precision", "int8"], 3, "memcli export"),
         (["score", "x.mp4", "--model", "resmem", "--offline"], 3, "pull resmem --from"),
         (["score", "x.mp4", "--model", "./nowhere"], 2, "no such bundle"),
-        (["models", "rm", "absent"], 3, "not installed"),
-        (["models", "show", "resnem"], 3, "did you mean 'resmem'"),
+        (["models", "rm", "absent"], 2, "no model called"),
+        (["models", "show", "resnem"], 2, "did you mean 'resmem'"),
     ],
 )
 def test_bad_requests_are_one_clear_line(

@@ -116,6 +116,39 @@ def test_not_media(content: bytes, suffix: str, video: Path, tmp_path: Path) -> 
     assert refusal(path).code == Code.NOT_MEDIA
 
 
+@pytest.mark.parametrize("place", [b"mdat", b"moov"])
+@pytest.mark.parametrize("faststart", [False, True])
+def test_an_mp4_without_its_index(place: bytes, faststart: bool, tmp_path: Path) -> None:
+    options = {"movflags": "faststart"} if faststart else None
+    data = make_video(tmp_path / "sound.mp4", container_options=options).read_bytes()
+    path = tmp_path / "cut.mp4"
+    start = data.index(place)
+    length = int.from_bytes(data[start - 4 : start], "big")
+    path.write_bytes(data[: start + length // 2])
+    if faststart and place == b"mdat":  # the index comes first and is there
+        assert read_clip(path, PREP).damage
+        return
+    error = refusal(path)
+    assert error.code == Code.DAMAGED
+    assert "its index (moov) is not all there: the file is cut short" in error.what
+
+
+def test_a_recording_that_was_never_finished(tmp_path: Path) -> None:
+    data = bytearray(make_video(tmp_path / "sound.mp4").read_bytes())
+    start = data.index(b"mdat")
+    data[start - 4 : start] = bytes(4)  # up to the end of the file
+    path = tmp_path / "open.mp4"
+    path.write_bytes(data[: data.index(b"moov") - 4])
+    assert "was never finished" in refusal(path).what
+
+
+def test_an_mp4_with_a_damaged_index(tmp_path: Path) -> None:
+    data = make_video(tmp_path / "sound.mp4").read_bytes()
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data.replace(b"moov", b"\xff" * 4))
+    assert "its header is damaged" in refusal(path).what
+
+
 def test_a_reference_to_another_file_is_not_followed(video: Path, tmp_path: Path) -> None:
     """A playlist with an absolute address, in every spelling FFmpeg knows."""
     for address in (f"file:{video}", str(video), f"fd:{video}", "fd:", "http://127.0.0.1:1/x.ts"):

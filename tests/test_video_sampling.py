@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from memcli.errors import UsageError
 from memcli.video.gops import reorder_depth
 from memcli.video.keyframes import nearest
-from memcli.video.sampling import midpoint_ticks, shown_at
+from memcli.video.sampling import endpoint_ticks, instants, midpoint_ticks, shown_at
 
 counts = st.integers(1, 64)
 ticks = st.integers(-(2**40), 2**40)
@@ -69,3 +69,36 @@ def test_reorder_depth_is_the_largest_overtaking(order: list[int]) -> None:
 def test_reorder_depth_stops_at_the_most_h264_allows() -> None:
     assert reorder_depth(list(range(40, 0, -1))) == 16
     assert reorder_depth([0, None, 4, 2, 1, 3]) == 2
+
+
+def test_known_endpoints() -> None:
+    assert endpoint_ticks(100, 300, 3) == [100, 200, 300], "first, middle, last"
+    assert endpoint_ticks(100, 301, 1) == [200], "one is the middle"
+    assert endpoint_ticks(0, 7, 2) == [0, 7]
+    assert endpoint_ticks(0, 10, 4) == [0, 3, 6, 10]
+    assert endpoint_ticks(5, 5, 3) == endpoint_ticks(5, 4, 3) == [5, 5, 5]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_fewer_than_one_endpoint_is_refused(count: int) -> None:
+    with pytest.raises(UsageError):
+        endpoint_ticks(0, 1, count)
+
+
+@given(ticks, st.integers(0, 2**40), counts)
+def test_endpoints_are_exact_rounded_down(begin: int, length: int, count: int) -> None:
+    steps = [Fraction(i, count - 1) for i in range(count)] if count > 1 else [Fraction(1, 2)]
+    exact = [(begin + step * length).__floor__() for step in steps]
+    assert endpoint_ticks(begin, begin + length, count) == exact
+
+
+def test_the_rule_chooses_the_instants() -> None:
+    assert instants("midpoints", 0, 90, 100, 2) == midpoint_ticks(0, 100, 2)
+    assert instants("endpoints", 0, 90, 100, 2) == [0, 90]
+
+
+@given(st.integers(1, 200), st.integers(2, 64))
+def test_first_and_last_frame_are_always_shown(frames: int, count: int) -> None:
+    starts = [1001 * i for i in range(frames)]
+    shown = shown_at(starts, endpoint_ticks(starts[0], starts[-1], count))
+    assert (shown[0], shown[-1]) == (0, frames - 1)

@@ -113,12 +113,14 @@ def _measure(
 ) -> BenchReport:
     from memcli import benchmark
     from memcli.machine import cpu_label
+    from memcli.text import plural
 
     bundle, candidates, problem = _candidates(settings, report)
+    settings = benchmark.with_captions(settings, bundle)
     report("measuring decoding ...")
     good, scorer = benchmark.decodable(settings, bundle, sources)
     if len(good) < len(sources):
-        origin += f" ({len(sources) - len(good)} more cannot be decoded and are left out)"
+        origin += f" (not decodable and left out: {len(sources) - len(good):,})"
     engines = []
     for candidate in candidates:
         report(f"measuring {candidate} ...")
@@ -126,7 +128,7 @@ def _measure(
     return BenchReport(
         machine=cpu_label(),
         model=bundle.model,
-        videos=f"{len(good)} {origin}",
+        videos=f"{plural(len(good), 'video')}{origin}",
         frames=scorer.frames,
         repeat=repeat,
         workers=scorer.workers,
@@ -152,7 +154,8 @@ def _candidates(
     try:
         bundle = ensure(settings.model, offline=settings.offline, report=report)
     except ModelError as error:
-        if settings.model not in MODELS or is_installed(settings.model):
+        known = MODELS.get(settings.model)
+        if known is None or known.text is not None or is_installed(settings.model):
             raise
         return _weightless(settings.model), [], str(error)
     try:
@@ -178,7 +181,7 @@ def _weightless(name: str) -> Bundle:
 
 @contextmanager
 def _videos(paths: Sequence[str], report: Report) -> Iterator[tuple[list[Source], str]]:
-    """The videos to measure with, and where they are from."""
+    """The videos to measure with, and what follows "N videos": where they are from."""
     from memcli.inputs import collect
 
     if paths:
@@ -186,9 +189,9 @@ def _videos(paths: Sequence[str], report: Report) -> Iterator[tuple[list[Source]
         if len(found) > MAX_VIDEOS:
             step = len(found) / MAX_VIDEOS
             chosen = [found[int(number * step)] for number in range(MAX_VIDEOS)]
-            yield chosen, f"of {len(found):,} videos of {', '.join(paths)}, evenly chosen"
+            yield chosen, f" of the {len(found):,} of {', '.join(paths)}, evenly chosen"
         else:
-            yield found, f"{'video' if len(found) == 1 else 'videos'} of {', '.join(paths)}"
+            yield found, f" of {', '.join(paths)}"
         return
     with tempfile.TemporaryDirectory(prefix="memcli-bench-") as folder:
         report("no videos given: making some ...")
@@ -221,7 +224,7 @@ def _make_clips(folder: Path) -> str:
     for number in range(2, _CLIPS + 1):
         (folder / f"clip-{number}.mp4").symlink_to(first.name)
     seconds = _CLIP_FRAMES / _CLIP_RATE
-    return f"times one generated clip ({width}x{height}, {seconds:g} s, {codec})"
+    return f": one generated clip ({width}x{height}, {seconds:g} s, {codec}) by as many names"
 
 
 def _show(measured: BenchReport) -> None:
@@ -230,12 +233,13 @@ def _show(measured: BenchReport) -> None:
 
     workers = plural(measured.workers, "worker")
     click.echo(f"machine  {printable(measured.machine)}")
-    click.echo(
-        f"model    {printable(measured.model)}, {plural(measured.frames, 'frame')} per video"
-    )
+    looked_at = plural(measured.frames, "frame") if measured.frames else "captions, no frames,"
+    click.echo(f"model    {printable(measured.model)}, {looked_at} per video")
     click.echo(f"videos   {printable(measured.videos)}")
     click.echo(f"medians of {plural(measured.repeat, 'measurement')} each\n")
-    rows = [_cells(f"decode, {workers} (with preprocess)", measured.decode)]
+    first = "decode" if measured.frames else "read captions"
+    with_more = " (with preprocess)" if measured.frames else ""
+    rows = [_cells(f"{first}, {workers}{with_more}", measured.decode)]
     if measured.preprocess:
         rows.append(_cells(f"preprocess alone, {workers}", measured.preprocess))
     for speed in measured.engines:
@@ -262,7 +266,7 @@ def _cells(stage: str, speed: Speed) -> tuple[str, ...]:
     return (
         stage,
         f"{speed.videos_per_s:,.2f}",
-        f"{speed.frames_per_s:,.1f}",
+        f"{speed.frames_per_s:,.1f}" if speed.frames else "",
         f"{speed.spread:.0%}",
     )
 

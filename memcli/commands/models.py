@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memcli.commands.options import json_option
-from memcli.text import printable
+from memcli.errors import UsageError
+from memcli.text import plural, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from memcli.engines.bundle import Bundle, Variant
     from memcli.spec import ModelSpec, PublishedResult
 
 
-@click.group(name="models", invoke_without_command=True)
+class _Group(click.Group):
+    """Lists its commands in the order they are written, and no line of help cut."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            lines = {name: (one.help or "").splitlines()[0] for name, one in self.commands.items()}
+            formatter.write_dl(list(lines.items()))
+
+
+@click.group(name="models", cls=_Group, invoke_without_command=True)
 @json_option("The list as JSON on standard output.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
@@ -50,13 +65,22 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def _entry(spec: ModelSpec, bundle: Bundle | None) -> dict[str, Any]:
     return {
         "model": spec.name,
-        "input": f"{spec.prep.frames} frames {spec.prep.crop_width}x{spec.prep.crop_height}",
+        "input": _input(spec),
         "predicts": spec.predicts,
-        "license": spec.weights.license,
+        "license": spec.license,
         "installed": list(bundle.variants) if bundle else [],
         "trained_on": spec.trained_on,
         "published": [_published(result) for result in spec.published],
     }
+
+
+def _input(spec: ModelSpec) -> str:
+    prep = spec.prep
+    parts = ["captions"] if spec.text else []
+    if prep is not None:
+        frames = plural(prep.frames, "frame")
+        parts.insert(0, f"{frames} {prep.crop_width}x{prep.crop_height}")
+    return " and ".join(parts)
 
 
 def _row(spec: ModelSpec, bundle: Bundle | None) -> list[str]:
@@ -82,32 +106,77 @@ def _published(result: PublishedResult) -> str:
 @click.argument("name")
 @json_option("The whole manifest (or registry entry) as JSON on standard output.")
 def show(name: str, as_json: bool) -> None:
-    """Show what a model is, where its weights come from, and how its engines were verified."""
+    """Show what a model is, its source, its weights and its engines.
+
+    \b
+    Examples:
+      memcli models show resmem
+      memcli models show resmem --json
+    """
     from memcli import store
     from memcli.models import get_model
 
+    _check_name(name)
     bundle = store.find(name) if store.is_installed(name) or "/" in name else None
     spec = bundle.spec if bundle else get_model(name)
     if as_json:
         click.echo(json.dumps(bundle.manifest() if bundle else spec.to_dict(), indent=2))
         return
-    weights = spec.weights
     lines = [
         f"{spec.name}: {spec.summary}",
         f"predicts    {spec.predicts}",
         f"source      {spec.source}",
+        *_papers((spec.source, *(result.source for result in spec.published))),
         f"trained on  {spec.trained_on}",
         *(f"published   {_published(result)}; {result.source}" for result in spec.published),
-        f"weights     {weights.package} {weights.version}, {weights.homepage}",
-        f"licence     {weights.license}: {weights.license_note}",
+        *_weights(spec),
     ]
     if bundle is None:
-        lines.append(f"installed   no (memcli models pull {spec.name})")
+        way = f"pull {spec.name}" if spec.weights else "add FILE.memcli"
+        lines.append(f"installed   no (memcli models {way})")
     else:
         lines.append(f"installed   {bundle.root} ({bundle.size_bytes() / 1e6:.0f} MB)")
         lines += [line for variant in bundle.variants.values() for line in _parity_lines(variant)]
     for line in lines:
         click.echo(printable(line))
+
+
+def _papers(citations: Iterable[str]) -> list[str]:
+    """What the cited files are, as their title pages say; each once."""
+    from memcli.models.papers import CITED
+
+    cited = " ".join(citations)
+    return [
+        f"paper       {paper.file}: {paper.title}. {paper.authors}. {paper.venue}"
+        for paper in CITED
+        if paper.file in cited
+    ]
+
+
+def _weights(spec: ModelSpec) -> list[str]:
+    if spec.weights is not None:
+        made = f"{spec.weights.package} {spec.weights.version}, {spec.weights.homepage}"
+    else:
+        made = "from training"
+    note = f": {spec.license_note}" if spec.license_note else ""
+    return [f"weights     {made}", f"licence     {spec.license}{note}"]
+
+
+def _check_name(name: str) -> None:
+    """Raise UsageError, with the closest name, for a name that no model has."""
+    import difflib
+
+    from memcli import store
+    from memcli.models import MODELS
+
+    if name in MODELS or "/" in name or store.is_installed(name):
+        return
+    names = sorted({*MODELS, *(bundle.model for bundle in store.installed())})
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    raise UsageError(
+        f"there is no model called {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""),
+        next_step=f"Models: {', '.join(names)}",
+    )
 
 
 def _parity_lines(variant: Variant) -> list[str]:
@@ -131,10 +200,17 @@ def _parity_lines(variant: Variant) -> list[str]:
 )
 @click.option("--offline", is_flag=True, help="Never use the network.")
 def pull(name: str, wheel: Path | None, offline: bool) -> None:
-    """Fetch a model's published weights and build its verified fp32 engine."""
+    """Fetch a model's published weights and build its verified fp32 engine.
+
+    \b
+    Examples:
+      memcli models pull resmem
+      memcli models pull resmem --from resmem-1.1.6-py3-none-any.whl --offline
+    """
     from memcli import store
     from memcli.progress import say
 
+    _check_name(name)
     bundle = store.pull(name, wheel=wheel, offline=offline, report=say)
     click.echo(printable(f"installed {bundle.model} in {bundle.root}"))
 
@@ -142,7 +218,13 @@ def pull(name: str, wheel: Path | None, offline: bool) -> None:
 @command.command(name="add")
 @click.argument("file", type=click.Path(path_type=Path))
 def add(file: Path) -> None:
-    """Install a bundle: a .memcli file or a folder."""
+    """Install a bundle: a .memcli file or a folder.
+
+    \b
+    Examples:
+      memcli models add early-fusion.memcli
+      memcli models add ./early-fusion
+    """
     from memcli import store
     from memcli.progress import say
 
@@ -154,7 +236,13 @@ def add(file: Path) -> None:
 @command.command(name="rm")
 @click.argument("name")
 def rm(name: str) -> None:
-    """Remove an installed model from this machine."""
+    """Remove an installed model from this machine.
+
+    \b
+    Examples:
+      memcli models rm resmem
+    """
     from memcli import store
 
+    _check_name(name)
     click.echo(printable(f"removed {store.remove(name)}"))

@@ -36,6 +36,13 @@ DEFAULT_OUTPUT = "scores.csv"
     help="exact: the frame shown at the middle of each equal part of the video; keyframe: the"
     " nearest key frame to it, much faster on long files.",
 )
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Captions for models that read them: CSV, TSV or JSON lines with a path (or file name) and"
+    " a caption.",
+)
 @click.option("--curve", is_flag=True, help="Also write the score of every sampled frame.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Videos per engine call.  [default: chosen]"
@@ -73,6 +80,7 @@ def command(
     output: Path | None,
     frames: int | None,
     sampling: Sampling,
+    captions: Path | None,
     curve: bool,
     batch_size: int | None,
     workers: int | None,
@@ -98,8 +106,10 @@ def command(
       memcli score ./videos
       memcli score ./videos --output scores.parquet --retry-failed
       memcli score clip.mp4 --curve --frames 32 --output clip.jsonl
+      memcli score ./videos --model early-fusion --captions captions.csv
       find /archive -name '*.mov' -print0 | memcli score - --sampling keyframe --shard 1/4
     """
+    from memcli.captions import read_captions
     from memcli.inputs import parse_shard
     from memcli.progress import closing_lines, json_event, make_progress, say
     from memcli.scoring import DEFAULT_FILE_TIMEOUT_S, ScoreSettings
@@ -112,6 +122,7 @@ def command(
     settings = ScoreSettings(
         frames=frames,
         sampling=sampling,
+        captions=None if captions is None else read_captions(captions),
         curve=curve,
         batch_size=batch_size,
         workers=workers,

@@ -29,6 +29,7 @@ RESMEM = ModelSpec(
         filter="bilinear",
         scale=1 / 255,
     ),
+    frame_scores=True,
     graph="resmem.onnx",
     weights=WeightSource(
         package="resmem",

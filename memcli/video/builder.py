@@ -11,6 +11,7 @@ import numpy as np
 from memcli.errors import VideoError, VideoErrorCode
 from memcli.preprocess import FramePreparer
 from memcli.spec import FramePrep
+from memcli.video.sampling import instants
 from memcli.video.source import OpenVideo, frame_rotation
 from memcli.video.types import Clip, DecodeLimits, VideoInfo
 
@@ -20,12 +21,17 @@ class ClipBuilder:
 
     def __init__(self, prep: FramePrep, count: int, limits: DecodeLimits):
         self.count = count
+        self._sampling = prep.sampling
         self._preparer = FramePreparer(prep)
         self._limits = limits
         self._frames = np.empty((count, *prep.frame_shape()), dtype=np.uint8)
         self._filled = np.zeros(count, dtype=np.bool_)
         self._used = 0
         self._info: VideoInfo | None = None
+
+    def instants(self, begin: int, last: int, end: int) -> list[int]:
+        """The ticks of the T instants to show; see `memcli.video.sampling.instants`."""
+        return instants(self._sampling, begin, last, end, self.count)
 
     def put(self, frame: av.VideoFrame, slots: Sequence[int], video: OpenVideo) -> None:
         """Prepare one decoded frame and show it at all `slots` of the clip.

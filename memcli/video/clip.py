@@ -15,7 +15,7 @@ from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
 from memcli.video.extent import missing_end, missing_frames
 from memcli.video.files import open_descriptor, unchanged
-from memcli.video.sampling import check_count, midpoint_ticks, shown_at
+from memcli.video.sampling import check_count, shown_at
 from memcli.video.source import OpenVideo, is_encrypted, open_video
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard
@@ -36,11 +36,12 @@ def read_clip(
 ) -> Clip:
     """The frames of a video that a model looks at, prepared for it.
 
-    "exact": T instants, the midpoints of T equal segments of [first frame's start, last frame's
-    end), and at each the frame shown, that is the last one that has started. "keyframe": the key
-    frame nearest to each of these instants, without reading the rest of the file; much faster on
-    long files, and not the same frames. T is `frames`, by default the model's own number. The
-    result does not depend on `threads`.
+    "exact": T instants, and at each the frame shown, that is the last one that has started. The
+    instants are those of `prep.sampling`: midpoints of T equal segments of [first frame's start,
+    last frame's end), or endpoints, evenly from the first frame's start to the last frame's start.
+    "keyframe": the key frame nearest to each of these instants, without reading the rest of the
+    file; much faster on long files, and not the same frames. T is `frames`, by default the model's
+    own number. The result does not depend on `threads`.
 
     `deadline` is a value of time.monotonic(). Raises VideoError with one of its codes and a
     reason in plain words, DecodeCancelledError once `cancelled()` is true, UsageError for fewer
@@ -106,7 +107,7 @@ def _read_targets(
     builder: ClipBuilder,
     guard: Guard,
 ) -> Clip:
-    instants = midpoint_ticks(timeline.begin, timeline.end, builder.count)
+    instants = builder.instants(timeline.begin, timeline.starts[-1], timeline.end)
     shown = shown_at(timeline.starts, instants)
     slots: dict[int, list[int]] = defaultdict(list)
     targets: dict[int, int] = {}
@@ -131,7 +132,7 @@ def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guar
             raise VideoError(VideoErrorCode.UNSUPPORTED, "its video is encrypted")
         raise VideoError(VideoErrorCode.DAMAGED, "no frame of the video can be decoded")
     starts, order, end = found.shown()
-    shown = shown_at(starts, midpoint_ticks(starts[0], end, builder.count))
+    shown = shown_at(starts, builder.instants(starts[0], starts[-1], end))
     slots: dict[int, list[int]] = defaultdict(list)
     for slot, place in enumerate(shown):
         slots[order[place]].append(slot)

@@ -15,7 +15,6 @@ import av
 
 from memcli.video.builder import ClipBuilder
 from memcli.video.extent import missing_frames
-from memcli.video.sampling import midpoint_ticks
 from memcli.video.source import OpenVideo, open_video, video_packets
 from memcli.video.timeline import scan, timeline_of
 from memcli.video.types import Clip, DecodeLimits, Guard, VideoPacket, timeout_error
@@ -75,7 +74,8 @@ def _by_index(video: OpenVideo, builder: ClipBuilder, guard: Guard) -> Clip | No
     # (the reordering depth), so the first tells.
     later = first.pts - keys[0] if keys[0] in (first.dts, first.pts) else 0
     shown = [key + later for key in keys]
-    instants = midpoint_ticks(start, start + length, builder.count)
+    end = start + length
+    instants = builder.instants(start, end - _last_duration(video, length), end)
     slots: dict[int, list[int]] = defaultdict(list)
     for slot, instant in enumerate(instants):
         slots[keys[nearest(shown, instant)]].append(slot)
@@ -115,9 +115,8 @@ def _by_scan(
     if not keyed:
         return None
     times = [pts for pts, _ in keyed]
-    places = [
-        nearest(times, t) for t in midpoint_ticks(timeline.begin, timeline.end, builder.count)
-    ]
+    instants = builder.instants(timeline.begin, timeline.starts[-1], timeline.end)
+    places = [nearest(times, instant) for instant in instants]
     for place in sorted(set(places)):
         guard.check()
         frame = _decode_alone(video, packets.kept[keyed[place][1]])
@@ -163,6 +162,14 @@ def _stated_length(video: OpenVideo) -> int | None:
     if video.container.duration and stream.time_base:
         return int(video.container.duration / av.time_base / stream.time_base)
     return None
+
+
+def _last_duration(video: OpenVideo, length: int) -> int:
+    """How long the last frame is shown: not known without reading it, so as long as the mean."""
+    stream = video.stream
+    if not stream.average_rate or not stream.time_base:
+        return 0
+    return min(length, round(1 / (stream.average_rate * stream.time_base)))
 
 
 def _covers(keys: Sequence[int], start: int, end: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Literal
 
 from memcli.errors import UsageError
 
@@ -23,6 +24,35 @@ def midpoint_ticks(start: int, end: int, count: int) -> list[int]:
     check_count(count)
     length = max(0, end - start)
     return [start + (2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def endpoint_ticks(begin: int, last: int, count: int) -> list[int]:
+    """`count` instants evenly from the first frame's start to the last frame's, rounded down.
+
+    Both ends included: the first, the middle and the last frame for 3. One instant is the middle.
+    Whole ticks choose the same frame as exact instants do, see `midpoint_ticks`.
+
+    Raises UsageError if count < 1. If `last` is not after `begin`, all are `begin`.
+    Source: "initial, middle and last frames", 001_de183854d7703535.txt, section 4.1.1; that the
+    middle is the middle of time rather than of the count of frames is ours.
+    """
+    check_count(count)
+    length = max(0, last - begin)
+    if count == 1:
+        return [begin + length // 2]
+    return [begin + i * length // (count - 1) for i in range(count)]
+
+
+def instants(
+    rule: Literal["midpoints", "endpoints"], begin: int, last: int, end: int, count: int
+) -> list[int]:
+    """The instants that a FramePrep's `sampling` looks at, in whole ticks.
+
+    `begin` and `last` are when the first and the last frame start, `end` is when the last ends.
+    """
+    if rule == "endpoints":
+        return endpoint_ticks(begin, last, count)
+    return midpoint_ticks(begin, end, count)
 
 
 def shown_at(starts: Sequence[int], instants: Sequence[int]) -> list[int]:

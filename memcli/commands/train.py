@@ -1,0 +1,156 @@
+"""`memcli train`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memcli.commands.options import json_option
+
+
+@click.command(name="train")
+@click.argument("model")
+@click.option("--dataset", metavar="NAME", help="Its format: memento10k, videomem, csv, ...")
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Where it lies.")
+@click.option("--target", metavar="SCORE", help="short-term, long-term, raw or normalized.")
+@click.option(
+    "--split",
+    type=click.Choice(["folds", "official", "full"]),
+    default="folds",
+    show_default=True,
+    help="Held-out videos: folds; the dataset's dev; none.",
+)
+@click.option("--folds", type=click.IntRange(min=2), metavar="K", help="Number of folds.")
+@click.option(
+    "--encoder", metavar="PATH|HUB", help="Another encoder: a folder, or OWNER/NAME[@REV]."
+)
+@click.option("--text-encoder", metavar="PATH|HUB", help="Another encoder of captions.")
+@click.option("--features", metavar="NAME", help="Precomputed features of the dataset instead.")
+@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="Frames per video.")
+@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="At most this many.")
+@click.option(
+    "--adaptation-epochs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most this many of the contrastive adaptation (FCLIP).",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples per step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Of Adam.",
+)
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Option of the head.")
+@click.option("--choose-alpha", is_flag=True, help="Choose late fusion's weight by the folds.")
+@click.option(
+    "--max-missing",
+    type=click.FloatRange(0, 100),
+    default=5.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Videos that may be left out.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="The run's folder.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--devices", type=click.IntRange(min=1), default=1, metavar="N", help="How many.")
+@click.option("--mixed-precision", type=click.Choice(["16", "bf16"]), help="Faster on recent GPUs.")
+@click.option("--auto-batch", is_flag=True, help="Halve the batch until it fits into memory.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Decoding threads.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@json_option("The result as JSON on standard output, progress as JSON lines.")
+def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> None:
+    """Train a model of the papers on a dataset.
+
+    Everything that is left out is as the model's paper says (`memcli models show MODEL`). Features
+    of frozen encoders are computed once and kept. A run folder holds the weights, the predictions
+    of held-out videos, the settings and the versions; nothing of an earlier run is changed.
+
+    \b
+    Examples:
+      memcli train vision --dataset memento10k --data ./memento10k
+      memcli train clip-gru --dataset csv --data ./clips --encoder ./clip-vit-large
+      memcli train fclip-text --resume ~/.cache/memcli/runs/fclip-text/20260131-101500
+    """
+    import json
+
+    from memcli.text import printable
+    from memcli.training import train_model
+    from memcli.training.progress import make_training_progress
+    from memcli.training.report import closing_lines, summary
+
+    settings = _settings(model, resume, given)
+    run = train_model(settings, make_training_progress(as_json=as_json), resume=resume)
+    if as_json:
+        click.echo(json.dumps(summary(run)))
+        return
+    click.echo("\n".join(printable(line) for line in closing_lines(run)))
+
+
+def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
+    """TrainSettings of the options. Raises UsageError for contradictions."""
+    from memcli.errors import UsageError
+    from memcli.training.settings import TrainSettings
+
+    context = click.get_current_context()
+    on_machine = {"device", "devices", "mixed_precision", "auto_batch", "workers", "offline"}
+    if resume is not None:
+        for name in given:
+            source = context.get_parameter_source(name)
+            if name not in on_machine and source is click.core.ParameterSource.COMMANDLINE:
+                raise UsageError(
+                    "a resumed training keeps its settings",
+                    where=f"--{'set' if name == 'options' else name.replace('_', '-')}",
+                    next_step="Leave this option out, or train anew without --resume.",
+                )
+        _check_model(model, resume)
+    elif given["dataset"] is None or given["data"] is None:
+        raise UsageError(
+            "what to train on is missing",
+            next_step=f"Name it:  memcli train {model} --dataset NAME --data DIR",
+        )
+    given["options"] = dict(head_option(text) for text in given["options"])
+    given["max_missing"] /= 100
+    given["precision"] = given.pop("mixed_precision") or "32"
+    given["dataset"] = given["dataset"] or ""
+    given["data"] = given["data"] or Path()
+    return TrainSettings(model, **given)
+
+
+def _check_model(model: str, resume: Path) -> None:
+    from memcli.errors import UsageError
+    from memcli.train.run import read_run
+
+    found = read_run(resume, unfinished=True).model
+    if found != model:
+        raise UsageError(
+            f"this is a run of {found}, not of {model}",
+            where=str(resume),
+            next_step=f"memcli train {found} --resume {resume}",
+        )
+
+
+def head_option(text: str) -> tuple[str, int | float | str]:
+    """`KEY=VALUE` with the value as int, float or text, whatever it reads as.
+
+    Raises UsageError for anything else.
+    """
+    from memcli.errors import UsageError
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"{text!r} is not KEY=VALUE", where="--set")
+    return name, _number(value)
+
+
+def _number(text: str) -> int | float | str:
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text

@@ -1,0 +1,379 @@
+"""Several trainings and measurements that belong together, in one folder that can be resumed.
+
+FOLDER/
+  experiment.json          what this is: data, models' settings; another one is refused
+  runs/MODEL-DATA-SPLIT/   a run folder for each training (see `memcli.train.run`)
+  measured/MODEL-DATA-SPLIT-on-DATA-PART/   an evaluation (see `memcli.evaluation`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memcli.errors import MemcliError, OutputError, UsageError, is_interrupt
+from memcli.home import make_dir
+from memcli.models import get_model
+from memcli.tables import write_text
+from memcli.text import plural, printable
+from memcli.training.settings import Progress, Split, TrainSettings
+
+if TYPE_CHECKING:
+    from memcli.train.datasets import Dataset, Item
+    from memcli.train.run import Run
+
+T = TypeVar("T")
+
+SCHEMA = 1
+FILE = "experiment.json"
+_MAX_JSON_BYTES = 256 << 20
+_PARTS = {"test": "test split", "dev": "dev split", "all": "all videos"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all trainings of an experiment are given. None: as the paper says."""
+
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """Another encoder for each repository that the registry names; "" stands for all that have a
+    vision tower."""
+    text_encoder: str | None = None
+    """For all repositories of which only a text tower is used."""
+    epochs: int | None = None
+    adaptation_epochs: int | None = None
+    """Of the contrastive adaptation."""
+    folds: int | None = None
+    head: Mapping[str, int | float | str] = field(default_factory=dict)
+    """Hyper-parameters, given to every model whose head has them."""
+    seed: int = 0
+    device: str = "auto"
+    workers: int | None = None
+    offline: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides about the result, ready for JSON."""
+        entry = dataclasses.asdict(self)
+        return {k: v for k, v in entry.items() if k not in ("device", "workers", "offline")}
+
+    def changes(self) -> list[str]:
+        """What differs from the papers, in words."""
+        given = {
+            "epochs": self.epochs,
+            "epochs of the adaptation": self.adaptation_epochs,
+            "folds": self.folds,
+            **self.head,
+        }
+        return [f"{name} {value}" for name, value in given.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset under the name that tables show."""
+
+    label: str
+    dataset: Dataset
+    target: str
+
+    @property
+    def slug(self) -> str:
+        """The label for file names."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")
+
+    def split_items(self, split: str) -> tuple[Item, ...]:
+        """The labelled videos of a split."""
+        return self.dataset.labelled(self.target, split)
+
+    @property
+    def has_official_split(self) -> bool:
+        """Whether there are labelled videos of both train and dev."""
+        return bool(self.split_items("train") and self.split_items("dev"))
+
+    def test_part(self) -> tuple[str, tuple[Item, ...]]:
+        """What to test on: the labelled test split, else dev, else `all`; and its videos."""
+        for split in ("test", "dev"):
+            if items := self.split_items(split):
+                return split, items
+        return "all", self.dataset.labelled(self.target)
+
+    def describe(self) -> str:
+        """In words, for a note."""
+        count = plural(len(self.dataset.labelled(self.target)), "labelled video")
+        return f"{self.label} ({self.target} scores, {count})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Which data these are, ready for JSON."""
+        rows = sorted(
+            [item.id, item.scores.get(self.target), list(item.captions), item.split, item.group]
+            for item in self.dataset.items
+        )
+        content = json.dumps(rows).encode("ascii")
+        return {
+            "label": self.label,
+            "format": self.dataset.name,
+            "root": str(self.dataset.root.absolute()),
+            "target": self.target,
+            "digest": hashlib.sha256(content).hexdigest(),
+        }
+
+
+def part_name(part: str) -> str:
+    """`test`, `dev` or `all` in words."""
+    return _PARTS[part]
+
+
+def load_data(sources: Sequence[tuple[str | None, Path]], target: str | None) -> list[Data]:
+    """The datasets of some (format or None, folder) pairs.
+
+    A `target` is taken from every dataset that has such scores, the default from the others. Raises
+    DatasetError for what is no dataset, has errors or has no labelled videos, UsageError for one
+    folder given twice.
+    """
+    from memcli.train.datasets import DatasetError, detect, load_dataset, raise_on_errors
+
+    loaded = []
+    seen = set()
+    for name, root in sources:
+        name = name or detect(root)
+        dataset = load_dataset(name, root)
+        raise_on_errors(dataset, needs=())
+        if (key := root.resolve()) in seen:
+            raise UsageError("this dataset is named twice", where=str(root))
+        seen.add(key)
+        loaded.append(dataset)
+    if target is not None and not any(target in dataset.targets for dataset in loaded):
+        loaded[0].labelled(target)  # raises, naming the targets
+    names = [dataset.name for dataset in loaded]
+    found = []
+    for number, dataset in enumerate(loaded):
+        label = dataset.name
+        if names.count(label) > 1:
+            label = f"{label} {number + 1} {dataset.root.absolute().stem}"
+        chosen = target if target in dataset.targets else None
+        data = Data(label, dataset, chosen or dataset.default_target)
+        if not dataset.labelled(data.target):
+            raise DatasetError(f"no video has a {data.target} score", where=str(dataset.root))
+        found.append(data)
+    return found
+
+
+class Experiment:
+    """The folder, and what is trained and measured in it."""
+
+    def __init__(self, folder: Path, options: Options, progress: Progress):
+        self.folder = folder
+        self.options = options
+        self.progress = progress
+
+    @classmethod
+    def open(
+        cls, folder: Path, what: str, data: Sequence[Data], options: Options, progress: Progress
+    ) -> Experiment:
+        """Begin an experiment, or go on with the same one.
+
+        Raises UsageError if the folder holds another experiment or anything else, and for options
+        that no model could take; DeviceError for a device that is not there.
+        """
+        from memcli.train.trainer import Machine
+
+        Machine(options.device).torch_device()
+        description = {
+            "schema": SCHEMA,
+            "what": what,
+            "data": [one.to_dict() for one in data],
+            "options": options.to_dict(),
+        }
+        path = folder / FILE
+        if folder.exists() and not folder.is_dir():
+            raise UsageError("this is a file, not a folder", where=str(folder))
+        if path.exists():
+            _check_same(path, description)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(
+                "this folder holds something else",
+                where=str(folder),
+                next_step="Choose another:  --output DIR",
+            )
+        make_dir(folder)
+        write_text(path, json.dumps(description, indent=1) + "\n")
+        return cls(folder, options, progress)
+
+    def train(self, model: str, data: Data, split: Split) -> Run:
+        """The run of a model: made now, gone on with, or complete already."""
+        from memcli.train.run import RUN_FILE, read_run
+        from memcli.training import train_model
+
+        settings = self._settings(model, data, split)
+        assert settings.output is not None
+        if not (settings.output / RUN_FILE).exists():
+            make_dir(settings.output.parent)
+            return train_model(settings, self.progress)
+        run = read_run(settings.output, unfinished=True)
+        if run.settings != json.loads(json.dumps(settings.to_dict())):
+            raise UsageError(
+                "this run was made with other settings",
+                where=str(run.folder),
+                next_step="Choose another folder:  --output DIR",
+            )
+        if run.status == "complete":
+            self.progress.message(f"{run.folder.name} is complete")
+            return run
+        return train_model(settings, self.progress, resume=run.folder)
+
+    def measure(self, run: Run, data: Data, part: str, items: tuple[Item, ...]) -> dict[str, Any]:
+        """`Metrics.to_dict()` of a run on some videos, now or from before."""
+        from memcli.evaluation import METRICS_FILE, measure_predictor, write_evaluation
+        from memcli.predictors import RunPredictor
+
+        folder = self.folder / "measured" / f"{run.folder.name}-on-{data.slug}-{part}"
+        found = _read(folder / METRICS_FILE)
+        if found is not None and found.get("run_created") == run.created:
+            metrics: dict[str, Any] = found["metrics"]
+            return metrics
+        options = self.options
+        predictor = RunPredictor(
+            run, options.device, options.workers, options.offline, self.progress
+        )
+        evaluation = measure_predictor(
+            predictor, data.dataset, items, data.target, split=part, seed=options.seed
+        )
+        write_evaluation(replace(evaluation, more={"run_created": run.created}), folder)
+        return evaluation.metrics.to_dict()
+
+    def attempt(self, name: str, action: Callable[[], T]) -> tuple[T | None, str]:
+        """What `action` returns, or None and why it failed; the others of the experiment go on.
+
+        The reason is one line; what to do about it is told to the watcher. A full disk and an
+        interrupt end the experiment.
+        """
+        try:
+            return action(), ""
+        except OutputError:
+            raise
+        except Exception as error:
+            if is_interrupt(error):
+                raise
+            if isinstance(error, MemcliError):
+                reason = error.what.partition("\n")[0]
+                reason = f"{error.where}: {reason}" if error.where else reason
+                self.progress.message(f"{name} failed: {error}")
+            else:
+                logging.getLogger("memcli").info("internal error in %s", name, exc_info=error)
+                reason = f"internal error ({type(error).__name__}: {error})"
+                self.progress.message(f"{name} failed: {reason}\n  Details: memcli -v ...")
+            return None, reason
+
+    def _settings(self, model: str, data: Data, split: Split) -> TrainSettings:
+        options = self.options
+        encoder, text_encoder = encoders_of(model, options)
+        return TrainSettings(
+            model=model,
+            dataset=data.dataset.name,
+            data=data.dataset.root,
+            target=data.target,
+            split=split,
+            folds=options.folds,
+            encoder=encoder,
+            text_encoder=text_encoder,
+            epochs=options.epochs,
+            adaptation_epochs=options.adaptation_epochs,
+            options={key: options.head[key] for key in options.head if key in head_options(model)},
+            seed=options.seed,
+            output=self.folder.absolute() / "runs" / f"{model}-{data.slug}-{split}",
+            device=options.device,
+            workers=options.workers,
+            offline=options.offline,
+        )
+
+
+def encoders_of(model: str, options: Options) -> tuple[str | None, str | None]:
+    """What stands in for the vision (or only) and the text encoder of a model; None: its own."""
+    from memcli.models import MODELS
+
+    seen = {one.repository for spec in MODELS.values() for one in spec.encoders
+            if one.tower == "vision"}  # fmt: skip
+
+    def stand_in(repository: str) -> str | None:
+        rest = options.encoders.get("") if repository in seen else options.text_encoder
+        return options.encoders.get(repository, rest)
+
+    spec = get_model(model)
+    vision, text = spec.encoder("vision"), spec.encoder("text")
+    return (
+        stand_in(vision.repository) if vision is not None else None,
+        stand_in(text.repository) if text is not None else None,
+    )
+
+
+def head_options(model: str) -> frozenset[str]:
+    """The names of the hyper-parameters that the head of a model has."""
+    import inspect
+
+    from memcli.train.heads import HEADS
+
+    head = get_model(model).head
+    if head is None:
+        return frozenset()
+    parameters = inspect.signature(HEADS[head.kind]).parameters.values()
+    return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+
+
+def check_options(options: Options, models: Sequence[str]) -> None:
+    """Raises UsageError for an option that concerns none of the models: most likely a slip."""
+    for name in options.head:
+        known = sorted(set().union(*(head_options(model) for model in models)))
+        if name not in known:
+            raise UsageError(
+                f"no head here has an option {printable(name)!r}",
+                where="--set",
+                next_step=f"Options: {', '.join(known) or 'none'}.",
+            )
+    repositories = {one.repository for model in models for one in get_model(model).encoders}
+    for name in filter(None, options.encoders):
+        if name not in repositories:
+            raise UsageError(
+                f"no model here uses the encoder {printable(name)!r}",
+                where="--encoder",
+                next_step=f"Encoders: {', '.join(sorted(repositories))}.",
+            )
+
+
+def encoder_changes(runs: Sequence[Run]) -> list[str]:
+    """Which encoders stand in for those of the papers, in words."""
+    found = set()
+    for run in runs:
+        for used in run.encoders:
+            own = get_model(run.model).encoder(used.tower)
+            if own is not None and own.repository != used.repository:
+                path = Path(used.repository)
+                found.add((path.name if path.is_absolute() else str(path), own.repository))
+    return [f"{new} in place of {old}" for new, old in sorted(found)]
+
+
+def _check_same(path: Path, description: dict[str, Any]) -> None:
+    earlier = _read(path)
+    own = json.loads(json.dumps(description))
+    differing = [key for key in own if (earlier or {}).get(key) != own[key]]
+    if differing:
+        raise UsageError(
+            f"this folder holds something that was made with other {' and '.join(differing)}",
+            where=str(path),
+            next_step="Choose another:  --output DIR",
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if it is not there or not one."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            return None
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None

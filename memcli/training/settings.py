@@ -1,0 +1,89 @@
+"""What a training is asked for, and who watches it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from memcli import extraction
+from memcli.errors import ModelError
+
+if TYPE_CHECKING:
+    from memcli.train.run import Run
+
+Split = Literal["folds", "official", "full"]
+SPLITS: tuple[Split, ...] = ("folds", "official", "full")
+MAX_MISSING = 0.05
+_MACHINE = ("device", "precision", "devices", "auto_batch", "workers", "offline", "save_every_s")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a training is asked for. None: as the model's paper says."""
+
+    model: str
+    dataset: str
+    data: Path
+    target: str | None = None
+    split: Split = "folds"
+    """folds: cross-validation, then all videos; official: train and dev of the dataset; full: all
+    videos, nothing held out."""
+    folds: int | None = None
+    encoder: str | None = None
+    text_encoder: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    frames: int | None = None
+    options: dict[str, int | float | str] = field(default_factory=dict)
+    """Hyper-parameters of the head."""
+    adaptation_epochs: int | None = None
+    """At most this many of the contrastive adaptation."""
+    choose_alpha: bool = False
+    features: str | None = None
+    """Precomputed features of the dataset instead of an encoder."""
+    max_missing: float = MAX_MISSING
+    """Share of videos that may be left out because they cannot be used."""
+    seed: int = 0
+    output: Path | None = None
+    device: str = "auto"
+    precision: Literal["32", "16", "bf16"] = "32"
+    devices: int = 1
+    auto_batch: bool = False
+    workers: int | None = None
+    offline: bool = False
+    save_every_s: float = 60.0
+    """Seconds between checkpoints that `--resume` goes on from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run.json: what decides about the result, without the machine."""
+        entry = dataclasses.asdict(self)
+        for name in (*_MACHINE, "output"):
+            del entry[name]
+        return entry | {"data": str(self.data.absolute())}
+
+    def resumed(self, run: Run) -> TrainSettings:
+        """The settings of an interrupted run, on the machine of these. Raises ModelError."""
+        kinds = {one.name for one in dataclasses.fields(self)} - {*_MACHINE, "output"}
+        if set(run.settings) != kinds or not isinstance(run.settings["data"], str):
+            raise ModelError(
+                "the settings in its run.json are of another version", where=str(run.folder)
+            )
+        own = {name: getattr(self, name) for name in _MACHINE}
+        return TrainSettings(**(run.settings | own | {"data": Path(run.settings["data"])}))
+
+
+class Progress(extraction.Progress, Protocol):
+    """Who watches a training."""
+
+    def epoch(self, part: str, number: int, of: int, metrics: dict[str, float]) -> None:
+        """An epoch of `part` (`fold 2 of 5`) is done."""
+        ...
+
+
+class NoProgress(extraction.NoProgress):
+    """Says nothing."""
+
+    def epoch(self, part: str, number: int, of: int, metrics: dict[str, float]) -> None: ...

@@ -1,0 +1,431 @@
+"""The training loop on embeddings: learns, is deterministic, resumes, stops, survives."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from memcli.errors import DeviceError, ModelError
+from memcli.spec import HeadSpec, Recipe
+from memcli.train.data import Examples, HeldFrames, StoredFrames, TrainingBatches, WholeVideos
+from memcli.train.heads import Scores, make_head
+from memcli.train.learner import Learner
+from memcli.train.loop import FitSettings, Fitted, fit, predict
+from memcli.train.metrics import srcc
+from memcli.train.range_test import step_losses, suggestion
+from memcli.train.trainer import LAST_FILE, Machine, plainly
+
+DIM = 16
+CPU = Machine(device="cpu", save_every_s=0)
+RECIPE = Recipe(epochs=12, batch_size=16, learning_rate=0.05, unit="frame")
+
+
+def examples(count: int = 60, frames: int = 4, *, shuffled: bool = False) -> Examples:
+    random = torch.Generator().manual_seed(1)
+    values = torch.randn(count, 1, DIM, generator=random).expand(-1, frames, -1)
+    values = values + 0.3 * torch.randn(count, frames, DIM, generator=random)
+    scores = torch.sigmoid(values.mean(1) @ torch.randn(DIM, generator=random) / 4)
+    if shuffled:
+        scores = scores[torch.randperm(count, generator=random)]
+    return Examples(tuple(f"v{i}" for i in range(count)), scores, HeldFrames(values))
+
+
+def caption_examples() -> Examples:
+    captions = torch.arange(4 * 3, dtype=torch.float32).reshape(4, 3, 1).repeat(1, 1, DIM)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.float32)
+    return Examples(("a", "b", "c", "d"), torch.rand(4), None, captions, mask)
+
+
+def linear_head(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make_head(HeadSpec("RegressionHead"), DIM, None)
+
+
+def trained(
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    data: Examples | None = None,
+    head: nn.Module | None = None,
+    machine: Machine = CPU,
+    **more: object,
+) -> tuple[nn.Module, Fitted]:
+    data = data or examples()
+    head = head or linear_head()
+    sides = data.subset(range(40)), data.subset(range(40, len(data)))
+    return head, fit(head, *sides, recipe, FitSettings(3, machine), folder, **more)  # type: ignore[arg-type]
+
+
+def held_out_srcc(head: nn.Module, data: Examples) -> float:
+    rest = data.subset(range(40, len(data)))
+    found = srcc(rest.scores.numpy(), predict(head, rest, CPU).score.numpy())
+    assert found is not None
+    return found
+
+
+def test_learns_a_signal_and_nothing_where_there_is_none(tmp_path: Path) -> None:
+    head, _ = trained(tmp_path / "a")
+    assert held_out_srcc(head, examples()) >= 0.8
+    shuffled = examples(340, shuffled=True)
+    head, _ = trained(tmp_path / "b", data=shuffled)
+    assert abs(held_out_srcc(head, shuffled)) <= 0.3
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path: Path) -> None:
+    one = trained(tmp_path / "1")[1].state
+    two = trained(tmp_path / "2")[1].state
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    data = examples()
+    other = fit(
+        linear_head(), data.subset(range(40)), None, RECIPE, FitSettings(4, CPU), tmp_path / "3"
+    )
+    assert not torch.equal(one["score.weight"], other.state["score.weight"])
+
+
+@pytest.mark.parametrize(
+    ("head", "recipe"),
+    [
+        (HeadSpec("RegressionHead"), replace(RECIPE, schedule="cosine", epochs=6)),
+        (
+            HeadSpec("TemporalHead", {"aggregator": "gru-attention", "hidden": 8, "layers": 2}),
+            Recipe(
+                loss="l1", epochs=6, batch_size=8, learning_rate=1e-2, schedule="step",
+                step_epochs=2, step_factor=0.5, monitor="val_loss", shuffle_frames=True,
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_resumed_is_as_uninterrupted(tmp_path: Path, head: HeadSpec, recipe: Recipe) -> None:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return make_head(head, DIM, None)
+
+    def interrupt(epoch: int, _: dict[str, float]) -> None:
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    whole = trained(tmp_path / "whole", recipe, head=fresh())[1]
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", recipe, head=fresh(), tell=interrupt)
+    told: list[int] = []
+    resumed = trained(
+        tmp_path / "parts", recipe, head=fresh(), tell=lambda epoch, _: told.append(epoch)
+    )[1]
+    assert told == [4, 5, 6]
+    assert resumed.history == whole.history
+    assert resumed.best_epoch == whole.best_epoch
+    assert all(torch.equal(whole.state[key], resumed.state[key]) for key in whole.state)
+
+
+def test_interrupt_is_one_and_leaves_the_signal_as_it_was(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(epoch: int, _: dict[str, float]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, tell=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_exit_that_is_no_interrupt_stays_one() -> None:
+    with pytest.raises(SystemExit), plainly():
+        raise SystemExit(3)
+
+
+class Scripted(nn.Module):
+    """Predicts well or badly in validation, as a script by epochs says."""
+
+    def __init__(self, good: Callable[[int], float]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("calls", torch.zeros(()))
+        self.good = good
+
+    def forward(self, frames: Tensor, captions: None, mask: None) -> Scores:
+        if self.training:
+            self.calls += 1
+        truth = frames[..., 0].mean(1)
+        noise = torch.linspace(1, -1, len(frames)) if not self.training else torch.zeros(1)
+        share = self.good(int(self.calls))
+        score = share * truth + (1 - share) * noise + 0 * self.weight
+        return Scores(score, None, (score,))
+
+
+def scripted_examples() -> Examples:
+    values = torch.linspace(0.1, 0.9, 60).reshape(60, 1, 1).repeat(1, 2, 4)
+    return Examples(tuple(map(str, range(60))), values[:, 0, 0], HeldFrames(values))
+
+
+@pytest.mark.parametrize(
+    ("first", "best_at", "ends_at"),
+    [(0, 3, 8), (10, 3, 15), (10, 12, 17)],
+    ids=["from the start", "patience begins later", "best after it began"],
+)
+def test_early_stopping_counts_from_its_epoch(
+    tmp_path: Path, first: int, best_at: int, ends_at: int
+) -> None:
+    recipe = replace(
+        RECIPE, unit="video", batch_size=64, epochs=40,
+        monitor="val_srcc", patience_epochs=5, first_stop_epoch=first,
+    )  # fmt: skip
+    model = Scripted(lambda epoch: 1.0 if epoch == best_at else 0.4)
+    _, fitted = trained(tmp_path, recipe, scripted_examples(), model)
+    assert (fitted.best_epoch, fitted.epochs) == (best_at, ends_at)
+    assert fitted.state["calls"] == best_at
+
+
+def test_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=0.5, monitor="val_loss", epochs=10)
+    data = examples()
+    head, fitted = trained(tmp_path, recipe, data)
+    losses = [entry["val_loss"] for entry in fitted.history]
+    assert fitted.best_epoch == int(np.argmin(losses)) + 1
+    rest = data.subset(range(40, 60))
+    loss = nn.functional.mse_loss(predict(head, rest, CPU).score, rest.scores)
+    assert float(loss) == pytest.approx(min(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_schedules(schedule: str) -> None:
+    recipe = replace(RECIPE, schedule=schedule, epochs=4, step_epochs=2, step_factor=0.5)
+    learner = Learner(linear_head(), examples(), None, recipe, seed=0, eval_batch=8)
+    learner.learning_rate = 0.1
+    made = learner.configure_optimizers()
+    if schedule == "constant":
+        assert made.param_groups[0]["lr"] == 0.1
+        return
+    rates = []
+    for _ in range(4):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    cosine = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert rates == pytest.approx(cosine if schedule == "cosine" else [0.1, 0.1, 0.05, 0.05])
+
+
+class Hungry(nn.Module):
+    """Has no memory for more than eight samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear_head()
+
+    def forward(self, *inputs: Tensor) -> Scores:
+        if self.training and len(inputs[0]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.inner(*inputs)  # type: ignore[no-any-return]
+
+
+def test_out_of_memory_says_the_size_or_halves_it(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, batch_size=32, epochs=2)
+    with pytest.raises(DeviceError, match="batch of 32") as error:
+        trained(tmp_path / "a", recipe, head=Hungry())
+    assert "--batch-size 16" in str(error.value)
+    data = examples()
+    halved = fit(Hungry(), data, None, recipe, FitSettings(3, CPU, auto_batch=True), tmp_path / "b")
+    direct = fit(
+        Hungry(), data, None, replace(recipe, batch_size=8), FitSettings(3, CPU), tmp_path / "c"
+    )
+    assert halved.batch_size == 8
+    assert torch.equal(halved.state["inner.score.weight"], direct.state["inner.score.weight"])
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["garbage", "pickle", "torch", "other"])
+def test_a_bad_checkpoint_is_refused_and_never_executed(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / LAST_FILE
+    if kind == "garbage":
+        path.write_bytes(b"PK\3\4 nothing")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif kind == "torch":
+        torch.save({"state_dict": Evil()}, path)
+    else:
+        torch.save({"state_dict": {"model.other": torch.zeros(1)}}, path)
+    with pytest.raises(ModelError, match="checkpoint"):
+        trained(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_divergence_is_said(tmp_path: Path) -> None:
+    data = examples()
+    data.scores[3] = math.nan
+    with pytest.raises(ModelError, match="diverged in epoch 1"):
+        trained(tmp_path, data=data)
+
+
+def test_range_test_finds_a_rate_that_learns_and_changes_nothing_else(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=None, batch_size=240)
+    _, fitted = trained(tmp_path / "a", recipe, examples())
+    assert fitted.learning_rate_from == "range test"
+    assert 1e-4 < fitted.learning_rate < 1
+    direct = replace(recipe, learning_rate=fitted.learning_rate)
+    again = trained(tmp_path / "b", direct, examples())[1]
+    assert all(torch.equal(fitted.state[key], again.state[key]) for key in again.state)
+    flat = examples()
+    flat.scores[:] = 0.5
+    recipe = replace(recipe, epochs=1, fine_tune=True)
+
+    class Constant(Hungry):
+        def forward(self, *inputs: Tensor) -> Scores:
+            score = self.inner.score.bias.expand(len(inputs[0])) * 0 + 0.5
+            return Scores(score, None, (score,))
+
+    fallen = trained(tmp_path / "c", recipe, flat, Constant())[1]
+    assert (fallen.learning_rate, fallen.learning_rate_from) == (1e-5, "fall-back")
+
+
+def test_range_suggestion_is_half_way_down() -> None:
+    rates = [10 ** (-8 + 8 * i / 99) for i in range(100)]
+    drop = [1 / (1 + (rate / 1e-3) ** 1.5) for rate in rates]
+    found = suggestion(rates, drop)
+    assert found is not None
+    assert 5e-4 < found < 3e-3
+    noise = np.random.default_rng(0).normal(0, 0.01, 100)
+    noisy = suggestion(rates, [one + n for one, n in zip(drop, noise, strict=True)])
+    assert noisy is not None
+    assert 3e-4 < noisy < 5e-3
+    assert suggestion(rates, list(1 + noise)) is None
+    assert suggestion(rates, [1.0 + i for i in range(100)]) is None
+    assert suggestion(rates[:10], drop[:10]) is None
+    assert suggestion(rates, [math.nan] * 100) is None
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=30)
+def test_losses_of_steps_are_computed_back(losses: list[float]) -> None:
+    mean, means = 0.0, []
+    for step, loss in enumerate(losses, start=1):  # as Lightning's callback does
+        mean = 0.98 * mean + 0.02 * loss
+        means.append(mean / (1 - 0.98 ** (step + 1)))
+    assert step_losses(means) == pytest.approx(losses, rel=1e-6)
+
+
+def batches(data: Examples, recipe: Recipe, epoch: int = 0, **more: tuple[int, int]) -> list:  # type: ignore[type-arg]
+    return list(TrainingBatches(data, recipe, seed=5, epoch=lambda: epoch, **more))
+
+
+def test_units_are_samples_of_their_own() -> None:
+    data = examples(6, 3)
+    data.scores[:] = torch.arange(6)
+    assert isinstance(data.frames, HeldFrames)
+    found = batches(data, replace(RECIPE, batch_size=4))
+    assert [len(one.scores) for one in found] == [4, 4, 4, 4, 2]
+    pairs = sorted(
+        (int(s), f.tolist()) for b in found for s, f in zip(b.scores, b.frames[:, 0], strict=True)
+    )
+    assert pairs == sorted((i, f.tolist()) for i in range(6) for f in data.frames.values[i])
+    captions = caption_examples()
+    units = batches(captions, replace(RECIPE, unit="caption", batch_size=100))
+    assert sorted(units[0].captions[:, 0, 0].tolist()) == [0, 1, 2, 3, 6, 7, 9, 10, 11]
+    assert units[0].captions.shape == (9, 1, DIM)
+    assert (units[0].mask == 1).all()
+
+
+def test_videos_draw_one_of_their_captions_in_each_epoch() -> None:
+    recipe = replace(RECIPE, unit="video", batch_size=4)
+    drawn: dict[int, set[float]] = {}
+    for epoch in range(40):
+        (batch,) = batches(caption_examples(), recipe, epoch)
+        assert batch.captions.shape == (4, 1, DIM)
+        for value in batch.captions[:, 0, 0].tolist():
+            drawn.setdefault(int(value) // 3, set()).add(value)
+    assert drawn == {0: {0, 1, 2}, 1: {3}, 2: {6, 7}, 3: {9, 10, 11}}
+
+
+def test_epochs_differ_and_repeat_exactly() -> None:
+    data = examples(30, 5)
+    recipe = Recipe(batch_size=8, shuffle_frames=True)
+    once, again = batches(data, recipe, 1), batches(data, recipe, 1)
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(once, again, strict=True))
+    assert not torch.equal(once[0].frames, batches(data, recipe, 2)[0].frames)
+    rows = {tuple(map(tuple, video.sort(0).values.tolist())) for b in once for video in b.frames}
+    assert isinstance(data.frames, HeldFrames)
+    assert rows == {tuple(map(tuple, v.sort(0).values.tolist())) for v in data.frames.values}
+    plain = batches(data, replace(recipe, shuffle_frames=False), 1)
+    assert not torch.equal(plain[0].frames, once[0].frames)
+    assert torch.equal(plain[0].scores, once[0].scores)
+
+
+def test_devices_share_a_batch() -> None:
+    data = examples(30, 1)
+    whole = batches(data, RECIPE)
+    parts = [batches(data, RECIPE, share=(rank, 2)) for rank in range(2)]
+    for one, left, right in zip(whole, *parts, strict=True):
+        both = torch.cat([left.scores, right.scores])
+        assert torch.equal(both.sort().values, one.scores.sort().values)
+
+
+def test_stored_frames_are_as_held_ones(tmp_path: Path) -> None:
+    data = examples(6, 3)
+    assert isinstance(data.frames, HeldFrames)
+    np.save(tmp_path / "frames.npy", data.frames.values.numpy())
+    stored = StoredFrames(list(np.load(tmp_path / "frames.npy", mmap_mode="r")))
+    videos, frame = torch.tensor([4, 0, 4]), torch.tensor([2, 1, 0])
+    assert stored.count == 3
+    assert torch.equal(stored.take(videos, None), data.frames.take(videos, None))
+    assert torch.equal(stored.take(videos, frame), data.frames.take(videos, frame))
+
+
+def test_subsets_of_subsets() -> None:
+    data = examples(10, 2)
+    part = data.subset([8, 3, 5]).subset([2, 0])
+    assert part.ids == ("v5", "v8")
+    (batch,) = WholeVideos(part, 10)
+    assert isinstance(data.frames, HeldFrames)
+    assert torch.equal(batch.frames, data.frames.values[[5, 8]])  # type: ignore[arg-type]
+    assert torch.equal(batch.scores, data.scores[[5, 8]])
+
+
+def test_ridge_is_fitted_as_scikit_learn_does(tmp_path: Path) -> None:
+    from sklearn.linear_model import BayesianRidge
+
+    data = examples()
+    head = make_head(HeadSpec("RidgeHead"), DIM, None)
+    trained(tmp_path, Recipe(loss="bayesian-ridge"), data, head)
+    assert isinstance(data.frames, HeldFrames)
+    means = data.frames.values.mean(1).double().numpy()
+    reference = BayesianRidge().fit(means[:40], data.scores[:40].double().numpy())
+    expected = reference.predict(means[40:]).clip(0, 1)
+    found = predict(head, data.subset(range(40, 60)), CPU).score.numpy()
+    assert np.abs(found - expected).max() < 1e-5  # float32 coefficients
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(DeviceError):
+        trained(tmp_path, machine=Machine(device=device))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model_as_one(tmp_path: Path) -> None:
+    """Without dropout, the mean of the gradients of two halves is the gradient of the batch."""
+    recipe = replace(RECIPE, epochs=3, monitor="val_srcc", patience_epochs=2)
+    one = trained(tmp_path / "1", recipe)[1]
+    two = trained(tmp_path / "2", recipe, machine=replace(CPU, devices=2))[1]
+    assert two.best_epoch == one.best_epoch
+    assert [entry["val_srcc"] for entry in two.history] == pytest.approx(
+        [entry["val_srcc"] for entry in one.history], abs=1e-3
+    )
+    for key, value in one.state.items():
+        assert torch.allclose(two.state[key], value, atol=1e-5), key  # sums in another order

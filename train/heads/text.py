@@ -1,0 +1,98 @@
+"""Perceptron on caption embeddings, and its weighted mean with the transformer on frames.
+
+Source: 000_bcb79d7cf5a52fe8.txt, section 2.1: "a 4-layer perceptron (with ReLUs and final
+sigmoid)" on the caption's embedding; late fusion m = alpha * m_V + (1 - alpha) * m_T.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from memcli.train.heads.scores import (
+    MAX_WIDTH,
+    Scores,
+    in_range,
+    mean_over_captions,
+    needed,
+    needed_dim,
+)
+from memcli.train.heads.transformer import FusionTransformer
+
+
+class TextPerceptron(nn.Module):
+    """Four linear layers with ReLU between them and a sigmoid at the end, for each caption.
+
+    The score is the mean over a video's captions. The widths are left open in the paper: here
+    512, 256 and 128, halving from layer to layer (`text_width` is the first of them).
+    """
+
+    def __init__(self, frame_dim: int | None, text_dim: int | None, *, text_width: int = 512):
+        super().__init__()
+        text_dim = needed_dim(text_dim, "captions", "TextPerceptron")
+        in_range(text_width, "text_width", 4, MAX_WIDTH)
+        widths = (text_dim, text_width, text_width // 2, text_width // 4)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1), nn.Sigmoid())
+
+    def forward(
+        self,
+        frames: Tensor | None,
+        captions: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Scores:
+        """Captions [B, C, Dt], mask [B, C] or None -> Scores; frames are not looked at."""
+        captions = needed(captions, "captions", "TextPerceptron")
+        score = mean_over_captions(self.layers(captions).squeeze(-1), caption_mask)
+        return Scores(score, None, (score,))
+
+
+class LateFusion(nn.Module):
+    """alpha times the score of the frames plus (1 - alpha) times that of the captions.
+
+    Both branches are trained on their own loss, as in the paper, where the two are models of
+    their own and alpha is fixed afterwards (0.7, by cross-validation).
+    """
+
+    def __init__(
+        self,
+        frame_dim: int | None,
+        text_dim: int | None,
+        *,
+        alpha: float = 0.7,
+        width: int = 512,
+        depth: int = 5,
+        heads: int = 8,
+        feed_forward: int = 2048,
+        dropout: float = 0.1,
+        text_width: int = 512,
+    ):
+        super().__init__()
+        in_range(alpha, "alpha", 0, 1)
+        self.alpha = alpha
+        self.vision = FusionTransformer(
+            needed_dim(frame_dim, "frames", "LateFusion"),
+            None,
+            width=width,
+            depth=depth,
+            heads=heads,
+            feed_forward=feed_forward,
+            dropout=dropout,
+        )
+        self.text = TextPerceptron(
+            None, needed_dim(text_dim, "captions", "LateFusion"), text_width=text_width
+        )
+
+    def forward(
+        self,
+        frames: Tensor | None,
+        captions: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Scores:
+        """Frames [B, T, Df], captions [B, C, Dt], mask [B, C] or None -> Scores, two branches."""
+        vision = self.vision(needed(frames, "frames", "LateFusion")).score
+        text = self.text(None, captions, caption_mask).score
+        return Scores(self.alpha * vision + (1 - self.alpha) * text, None, (vision, text))

@@ -15,15 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memcli.errors import UsageError
-from memcli.experiments import (
-    Data,
-    Experiment,
-    Options,
-    check_options,
-    encoder_changes,
-    load_data,
-    part_name,
-)
+from memcli.experiment_data import Data, load_data, part_name
+from memcli.experiments import Experiment, Options, check_options, encoder_changes
 from memcli.models import get_model
 from memcli.tables import Figure, Quantity, Row, Table
 from memcli.text import plural

@@ -5,7 +5,7 @@ Each constant names the table it is from. Standard library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memcli.models import get_model
 from memcli.models.papers import PAPERS
@@ -26,6 +26,14 @@ OWN_DATA = {
     "fclip": OwnData("memento10k", "Memento10k"),
     "clip-gru": OwnData("memento10k", "Memento10k"),
 }
+
+CROSS_VALIDATION = "SRCC, cross-validation"
+TEST = "SRCC, test"
+LEARNING_RATE = "Learning rate"
+BATCH_SIZE = "Batch size"
+"""Columns of the tables, beside SRCC and PLCC."""
+CROSS_MODEL = "clip-gru"
+"""The model of 002_1ca569390f82ecec.txt, table 2."""
 
 SECOND_DATA = OwnData("videomem", "VideoMem")
 """The other dataset of 002_1ca569390f82ecec.txt, table 2."""
@@ -130,3 +138,42 @@ def published(model: str, dataset: str, metric: str) -> Figure | None:
     )
     value = next(found, None)
     return Figure(value) if value is not None else None
+
+
+def row_labels(paper: str, model: str) -> tuple[str, ...]:
+    """What a row of the paper's table is called: a cell for each column before the figures."""
+    if paper == "fclip":
+        return FCLIP_ROWS[model].strategy, model
+    spec = get_model(model)
+    if paper == "clip-gru" and spec.head is not None:
+        size = "B/32" if "base-patch32" in spec.encoders[0].repository else "L/14"
+        aggregator, predictor = (spec.head.options[key] for key in ("aggregator", "predictor"))
+        return f"CLIP-ViT-{size}", str(aggregator), str(predictor)
+    return (model,)
+
+
+def row_figures(paper: str, model: str) -> dict[str, Figure]:
+    """The published figures of a row, by the names of their columns."""
+    found: dict[str, Figure | None] = {}
+    if paper == "early-fusion":
+        mean = published(model, "MovieMem, 5-fold cross-validation", "SRCC")
+        if mean is not None:
+            found[CROSS_VALIDATION] = replace(mean, std=SPREADS[model])
+        found[TEST] = published(model, "MovieMem, test set", "SRCC")
+    elif paper == "fclip":
+        row, recipe = FCLIP_ROWS[model], get_model(model).recipe
+        mean = published(model, "Memento10k, 5-fold cross-validation", "SRCC")
+        if mean is not None:
+            found["SRCC"] = replace(mean, interval=row.interval, videos=FCLIP_VIDEOS)
+        found[LEARNING_RATE] = Figure(row.learning_rate)
+        found[BATCH_SIZE] = Figure(recipe.batch_size) if recipe is not None else None
+    else:
+        for metric in ("PLCC", "SRCC"):
+            found[metric] = published(model, "Memento10k, development set", metric)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def cross_figures(dataset: str) -> dict[str, Figure]:
+    """PLCC and SRCC of table 2, by its data as the registry names them."""
+    found = {metric: published(CROSS_MODEL, dataset, metric) for metric in ("PLCC", "SRCC")}
+    return {metric: figure for metric, figure in found.items() if figure is not None}

@@ -6,27 +6,32 @@ A row is an entry of the registry; what the tables hold beyond it is in `memcli.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memcli.crossing import cross_notes, cross_pairs, run_notes
 from memcli.errors import UsageError
-from memcli.experiments import Data, Experiment, Options, check_options, load_data
+from memcli.experiment_data import Data, load_data
+from memcli.experiments import Experiment, Options, check_options
 from memcli.models import get_model
 from memcli.models.papers import PAPERS
 from memcli.published import (
     ADAPTATION_LOSSES,
-    FCLIP_ROWS,
-    FCLIP_VIDEOS,
+    BATCH_SIZE,
+    CROSS_MODEL,
+    CROSS_VALIDATION,
     I3D_ROWS,
+    LEARNING_RATE,
     OWN_DATA,
     SECOND_DATA,
-    SPREADS,
+    TEST,
+    cross_figures,
     paper_models,
-    published,
+    row_figures,
+    row_labels,
 )
 from memcli.tables import Figure, Quantity, Row, Table
 from memcli.text import printable
@@ -36,7 +41,6 @@ from memcli.training.settings import NoProgress, Progress
 if TYPE_CHECKING:
     from memcli.train.run import Run
 
-_CROSS_MODEL = "clip-gru"
 _CROSS_PARTS = {"dev": "development set", "test": "test set"}
 _FISHER = "In parentheses: 95 % interval by Fisher's z (001_de183854d7703535.txt, equation 13)."
 
@@ -77,8 +81,8 @@ def reproduce(settings: ReproduceSettings, progress: Progress | None = None) -> 
     plots.require_packages()
     models = _chosen(settings)
     check_options(settings.options, paper_models(settings.paper))
-    if settings.second is not None and _CROSS_MODEL not in models:
-        raise UsageError(f"only {_CROSS_MODEL} has a table of two datasets", where="--second")
+    if settings.second is not None and CROSS_MODEL not in models:
+        raise UsageError(f"only {CROSS_MODEL} has a table of two datasets", where="--second")
     sources = [(settings.dataset, settings.data)]
     sources += [settings.second] if settings.second is not None else []
     data = load_data(sources, settings.target)
@@ -86,7 +90,7 @@ def reproduce(settings: ReproduceSettings, progress: Progress | None = None) -> 
         raise DatasetError(
             "this table needs labelled videos of both splits, train and dev",
             where=str(settings.data),
-            next_step=f"Without splits:  memcli train {_CROSS_MODEL} --split folds",
+            next_step=f"Without splits:  memcli train {CROSS_MODEL} --split folds",
         )
     experiment = Experiment.open(
         settings.output,
@@ -137,7 +141,7 @@ class _Reproduction:
         tables = [self._clip_gru()]
         return [*tables, self._cross()] if len(self.all_data) > 1 else tables
 
-    def _rows(self, row: Any) -> tuple[Row, ...]:
+    def _rows(self, row: Callable[[str], dict[str, Figure]]) -> tuple[Row, ...]:
         """`row(model)` for every model; a failing one does not stop the others."""
         found = []
         for number, model in enumerate(self.models, start=1):
@@ -146,9 +150,9 @@ class _Reproduction:
             obtained = done or {}
             found.append(
                 Row(
-                    _labels(self.settings.paper, model),
+                    row_labels(self.settings.paper, model),
                     model,
-                    published=_published(self.settings.paper, model),
+                    published=row_figures(self.settings.paper, model),
                     obtained=obtained,
                     failure=failure,
                 )
@@ -165,12 +169,12 @@ class _Reproduction:
             found = {}
             if part == "dev":
                 official = self._train(model, "official")
-                found["SRCC, test"] = Figure.of(official.metrics["held_out"], "srcc")
+                found[TEST] = Figure.of(official.metrics["held_out"], "srcc")
             run = self._train(model, "folds")  # last: it is what `memcli export` then takes
             if part == "test":
                 metrics = self.experiment.measure(run, self.data, part, items)
-                found["SRCC, test"] = Figure.of(metrics, "srcc")
-            found["SRCC, cross-validation"] = _mean(run, std=True)
+                found[TEST] = Figure.of(metrics, "srcc")
+            found[CROSS_VALIDATION] = _mean(run, std=True)
             return found
 
         rows = self._rows(row)
@@ -183,10 +187,10 @@ class _Reproduction:
             "table-1",
             "Table 1: SRCC in cross-validation and on the test set",
             ("Model",),
-            (Quantity("SRCC, cross-validation"), Quantity("SRCC, test")),
+            (Quantity(CROSS_VALIDATION), Quantity(TEST)),
             rows,
             "± is the standard deviation over the folds (as we read the published one).",
-            f"SRCC, test, obtained: {tested[part]}.",
+            f"{TEST}, obtained: {tested[part]}.",
             "In parentheses: 95 % interval by Fisher's z.",
         )
 
@@ -196,10 +200,10 @@ class _Reproduction:
         def row(model: str) -> dict[str, Figure]:
             run = self._train(model, "folds")
             return {
-                "Learning rate": Figure(
+                LEARNING_RATE: Figure(
                     statistics.median(fold["learning_rate"] for fold in run.folds)
                 ),
-                "Batch size": Figure(max(fold["batch_size"] for fold in run.folds)),
+                BATCH_SIZE: Figure(max(fold["batch_size"] for fold in run.folds)),
                 "SRCC": _mean(run),
             }
 
@@ -208,8 +212,8 @@ class _Reproduction:
             "Table 6: SRCC of six strategies",
             ("Strategy", "Model"),
             (
-                Quantity("Learning rate", ".0e", plotted=False),
-                Quantity("Batch size", ",.0f", plotted=False),
+                Quantity(LEARNING_RATE, ".0e", plotted=False),
+                Quantity(BATCH_SIZE, ",.0f", plotted=False),
                 Quantity("SRCC"),
             ),
             self._rows(row),
@@ -224,7 +228,7 @@ class _Reproduction:
         run = next((run for run in self.runs if run.adaptation), None)
         if run is None:
             return None
-        found: list[tuple[float | None, float | None]] = [(None, run.adaptation["loss_before"])]
+        found: list[tuple[float | None, float | None]] = [(None, run.adaptation.get("loss_before"))]
         found += [(one["train_loss"], one["val_loss"]) for one in run.adaptation["history"]]
         names = ("Training loss", "Test loss")
         rows = []
@@ -258,7 +262,12 @@ class _Reproduction:
             return {name: Figure.of(metrics, name.lower()) for name in ("PLCC", "SRCC")}
 
         rows = self._rows(row)
+        others = []
         if not self.settings.models:
+            others.append(
+                "Rows with I3D are not here: no weights of that network for memorability are"
+                " published. The PLCC of one of them is not legible in our copy of the paper."
+            )
             rows += tuple(
                 Row(
                     (other.encoder, other.aggregator, other.predictor),
@@ -278,14 +287,13 @@ class _Reproduction:
             (Quantity("PLCC", ".4f"), Quantity("SRCC", ".4f")),
             rows,
             "Trained on the train split; measured on the dev split, which also says when to stop.",
-            "Rows with I3D are not here: no weights of that network for memorability are published."
-            " The PLCC of one of them is not legible in our copy of the paper.",
+            *others,
             _FISHER,
         )
 
     def _cross(self) -> Table:
         """002_1ca569390f82ecec.txt, table 2."""
-        crossed = cross_pairs(self.experiment, _CROSS_MODEL, self.all_data)
+        crossed = cross_pairs(self.experiment, CROSS_MODEL, self.all_data)
         rows = []
         used = set()
         for pair in crossed.pairs:
@@ -298,21 +306,21 @@ class _Reproduction:
             rows.append(
                 Row(
                     (pair.train.label, f"{pair.test.label}, {part}"),
-                    published=_cross_published(paper),
+                    published=cross_figures(paper),
                     obtained=pair.figures(),
                     failure=pair.failure,
                 )
             )
-        others = dict.fromkeys(one.dataset for one in get_model(_CROSS_MODEL).published)
+        others = dict.fromkeys(one.dataset for one in get_model(CROSS_MODEL).published)
         for paper in others:
             test, between, train = paper.partition(", trained on ")
             if between and paper not in used:
                 rows.append(
-                    Row((train, test), published=_cross_published(paper), absent="not tested here")
+                    Row((train, test), published=cross_figures(paper), absent="not tested here")
                 )
         return self._table(
             "table-2",
-            f"Table 2: {_CROSS_MODEL} tested on another dataset",
+            f"Table 2: {CROSS_MODEL} tested on another dataset",
             ("Trained on", "Tested on"),
             (Quantity("PLCC"), Quantity("SRCC")),
             tuple(rows),
@@ -320,7 +328,7 @@ class _Reproduction:
             runs=list(crossed.runs.values()),
         )
 
-    def _train(self, model: str, split: Any) -> Run:
+    def _train(self, model: str, split: Split) -> Run:
         run = self.experiment.train(model, self.data, split)
         self.runs.append(run)
         return run
@@ -368,46 +376,7 @@ def _mean(run: Run, *, std: bool = False) -> Figure:
     )
 
 
-def _labels(paper: str, model: str) -> tuple[str, ...]:
-    spec = get_model(model)
-    if paper == "fclip":
-        return FCLIP_ROWS[model].strategy, model
-    if paper == "clip-gru" and spec.head is not None:
-        size = "B/32" if "base-patch32" in spec.encoders[0].repository else "L/14"
-        aggregator, predictor = (spec.head.options[key] for key in ("aggregator", "predictor"))
-        return f"CLIP-ViT-{size}", str(aggregator), str(predictor)
-    return (model,)
-
-
-def _published(paper: str, model: str) -> dict[str, Figure]:
-    """The figures of a row, by the names of its quantities."""
-    found: dict[str, Figure | None] = {}
-    if paper == "early-fusion":
-        mean = published(model, "MovieMem, 5-fold cross-validation", "SRCC")
-        if mean is not None:
-            found["SRCC, cross-validation"] = Figure(mean.value, std=SPREADS[model])
-        found["SRCC, test"] = published(model, "MovieMem, test set", "SRCC")
-    elif paper == "fclip":
-        recipe = get_model(model).recipe
-        mean = published(model, "Memento10k, 5-fold cross-validation", "SRCC")
-        if mean is not None:
-            found["SRCC"] = Figure(
-                mean.value, interval=FCLIP_ROWS[model].interval, videos=FCLIP_VIDEOS
-            )
-        found["Learning rate"] = Figure(FCLIP_ROWS[model].learning_rate)
-        found["Batch size"] = Figure(recipe.batch_size) if recipe is not None else None
-    else:
-        for metric in ("PLCC", "SRCC"):
-            found[metric] = published(model, "Memento10k, development set", metric)
-    return {name: figure for name, figure in found.items() if figure is not None}
-
-
 def _own_name(data: Data) -> str:
     """The dataset's name as the registry's published figures have it."""
     own = {one.format: one.name for one in (OWN_DATA["clip-gru"], SECOND_DATA)}
     return own.get(data.dataset.name, data.label)
-
-
-def _cross_published(paper: str) -> dict[str, Figure]:
-    found = {metric: published(_CROSS_MODEL, paper, metric) for metric in ("PLCC", "SRCC")}
-    return {metric: figure for metric, figure in found.items() if figure is not None}

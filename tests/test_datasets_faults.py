@@ -1,5 +1,6 @@
 """Every fault a dataset may have: what it is called, on which line, and what is left."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from memcli.errors import ExitCode
 from memcli.train.datasets import KINDS, Dataset, DatasetError, load_dataset, raise_on_errors
+from memcli.train.datasets.videm import open_feature
 
 SCORES = (
     "video_id,video_url,annotations_short_term,scores_raw_short_term,"
@@ -266,6 +268,41 @@ def test_features_that_are_missing_strange_or_hostile(tmp_path: Path) -> None:
         ("feature", "archive.npy", None),
         ("unknown-video", "stranger.npy", None),
     ]
+
+
+def npy(header: str) -> bytes:
+    """A .npy file of version 1 with this header, and no values."""
+    line = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 no archive",
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d)}" % (2**40, 2**40)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 10**26),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}"),
+        npy("{'descr': ['<f4', ("),
+        npy("{'descr': '''<f4"),
+        npy("-" * 5000 + "1"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_feature_with_a_hostile_header_is_a_problem(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "devset_videolist_GT.csv").write_text("id,memorability_score\na,0.5\n")
+    folder = tmp_path / "features" / "HOG"
+    folder.mkdir(parents=True)
+    (folder / "a.npy").write_bytes(content)
+    dataset = load_dataset("videm", tmp_path)
+    problems = [one for one in dataset.problems if one.kind != "missing-video"]
+    assert [(one.kind, Path(one.file).name) for one in problems] == [("feature", "a.npy")]
+
+
+def test_a_feature_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="plain file"):
+        open_feature(tmp_path / "a.npy")
 
 
 def test_nothing_usable_names_the_first_problems(tmp_path: Path) -> None:

@@ -380,7 +380,10 @@ def test_sentence_encoders_state_their_length(hub: dict[str, Path]) -> None:
     assert text_prep(checkpoint)[0].max_tokens == 32
 
 
-@pytest.mark.parametrize("override", ["", "/no/such/folder", "../up", "a/b/c", "a b", "x/..y"])
+@pytest.mark.parametrize(
+    "override",
+    ["", "/no/such/folder", "../up", "a/b/c", "a b", "x/..y", "~nobody-here/x", "a" * 5000],
+)
 def test_overrides_that_name_nothing(override: str) -> None:
     with pytest.raises(UsageError, match="neither a folder nor a name"):
         resolve(spec_of(Path("a/b"), "vision", "cls"), override=override)

@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import pytest
@@ -233,11 +234,37 @@ def test_the_digest_follows_the_files_that_matter(tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     assert locate(SPEC, override=str(copy)).digest == digest
     seen = {digest}
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         path = folder / name
         path.write_bytes(path.read_bytes() + b" ")
         seen.add(locate(SPEC, override=str(folder)).digest)
-    assert len(seen) == 5
+    assert len(seen) == 4
+
+
+def test_the_digest_of_a_tower_does_not_follow_the_files_of_the_other(tmp_path: Path) -> None:
+    # The hub's cache gets them in the same folder once another model asks for them.
+    folder = make_clip(tmp_path / "clip")
+
+    def digest(tower: Literal["vision", "text"]) -> str:
+        return locate(replace(SPEC, tower=tower), override=str(folder)).digest
+
+    vision, text = digest("vision"), digest("text")
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes() + b" ")
+    assert digest("vision") == vision
+    assert digest("text") != text
+    text = digest("text")
+    (folder / "preprocessor_config.json").unlink()
+    assert digest("text") == text
+
+
+def test_a_folder_named_like_a_pinned_repository_is_not_it(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fill()
+    own = make_vit(tmp_path / "here" / SPEC.repository, seed=9)
+    monkeypatch.chdir(tmp_path / "here")
+    assert locate(SPEC).folder == hub.snapshot
+    assert locate(SPEC, override=SPEC.repository).folder == own
 
 
 def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

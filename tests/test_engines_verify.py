@@ -94,6 +94,10 @@ def test_reference_survives_json(tmp_path):
         ({"clips": 5}, "do not fit"),
         ({"frame_scores": [[0.1], "x"]}, "damaged"),
         ({"tolerance": {"max": 1}}, "damaged"),
+        ({"tolerance": {"max_abs": "1", "mean_abs": 1}}, "damaged"),
+        ({"tolerance": {"max_abs": None, "mean_abs": 1}}, "damaged"),
+        ({"tolerance": {"max_abs": 1, "mean_abs": 1, "min_srcc": [1]}}, "damaged"),
+        ({"tolerance": [1, 1]}, "damaged"),
         ({"seed": None}, "damaged"),
     ],
 )

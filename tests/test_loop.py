@@ -429,3 +429,20 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path) -> None:
     )
     for key, value in one.state.items():
         assert torch.allclose(two.state[key], value, atol=1e-5), key  # sums in another order
+
+
+def test_padding_that_no_caption_of_a_batch_reaches_is_cut_off() -> None:
+    ids = torch.arange(3 * 2 * 6).reshape(3, 2, 6)
+    mask = torch.zeros(3, 2, 6, dtype=torch.int64)
+    mask[0, 0, :2] = mask[1, 0, :5] = mask[2, 0, 3:] = 1  # the last one is padded on the left
+    whole = Examples(("a", "b", "c"), torch.rand(3), None, ids, mask)
+    trimmed = replace(whole, trim=True)
+    for videos, length in (([0], 2), ([0, 1], 5), ([0, 2], 6)):
+        rows = torch.tensor(videos)
+        batch, full = trimmed.batch(rows), whole.batch(rows)
+        assert batch.captions is not None and full.captions is not None
+        assert batch.mask is not None and full.mask is not None
+        assert torch.equal(batch.captions, full.captions[..., :length])
+        assert torch.equal(batch.mask, full.mask[..., :length])
+    none = trimmed.batch(torch.tensor([1]), caption=torch.tensor([1]))
+    assert none.mask is not None and none.mask.shape == (1, 1, 1)

@@ -211,6 +211,21 @@ def test_an_unforeseen_error_is_a_failed_row_too(
     assert "| brr | 0.243 ± 0.07 | failed" not in page
 
 
+def test_a_run_of_other_settings_is_not_taken_for_the_row(
+    early: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert early("--models", "brr") == 0
+    path = tmp_path / "out" / "runs" / "brr-csv-folds" / "run.json"
+    entry = json.loads(path.read_text())
+    entry["settings"]["seed"] = 7
+    path.write_text(json.dumps(entry))
+    assert early("--models", "brr") == 1
+    assert "this run was made with other settings" in capsys.readouterr().out
+    path.write_text("{}")
+    assert early("--models", "brr") == 1
+    assert "not a run.json" in capsys.readouterr().out
+
+
 def test_other_settings_or_data_are_refused(
     early: Callable[..., int],
     data: Path,

@@ -16,8 +16,9 @@ from memcli.published import (
     SPREADS,
     paper_models,
     published,
+    row_figures,
+    row_labels,
 )
-from memcli.reproduction import _labels, _published
 
 # Copied from the papers' texts.
 EARLY_FUSION = """
@@ -70,7 +71,7 @@ def test_early_fusion() -> None:
     for model, (_, mean, test) in zip(
         paper_models("early-fusion"), lines(EARLY_FUSION), strict=True
     ):
-        found = _published("early-fusion", model)
+        found = row_figures("early-fusion", model)
         value, _, spread = mean.partition(" ± ")
         assert found["SRCC, cross-validation"].value == float(value)
         assert found["SRCC, cross-validation"].std == float(spread)
@@ -82,9 +83,9 @@ def test_fclip() -> None:
     strategy = ""
     for model, row in zip(paper_models("fclip"), lines(FCLIP), strict=True):
         strategy = row[0] or strategy
-        assert _labels("fclip", model) == (strategy, model)
+        assert row_labels("fclip", model) == (strategy, model)
         assert model.removesuffix("-tuned") == row[1].lower().replace(" - ", "-")
-        found = _published("fclip", model)
+        found = row_figures("fclip", model)
         assert found["Learning rate"].value == float(row[2])
         assert found["Batch size"].value == int(row[3].replace(",", ""))
         value, _, interval = row[4].partition(" ")
@@ -105,11 +106,11 @@ def test_fclip_intervals_are_those_of_its_equation() -> None:
 
 def test_clip_gru() -> None:
     for model, row in zip(paper_models("clip-gru"), lines(CLIP_GRU), strict=True):
-        size, aggregator, predictor = _labels("clip-gru", model)
+        size, aggregator, predictor = row_labels("clip-gru", model)
         assert size == f"CLIP-ViT-{row[0]}"
         assert aggregator == AGGREGATORS[row[1]]
         assert predictor == row[2].lower()
-        found = _published("clip-gru", model)
+        found = row_figures("clip-gru", model)
         assert found["PLCC"].value == float(row[3])
         assert found["SRCC"].value == float(row[4])
 

@@ -94,6 +94,10 @@ class Examples:
     """float32 [N, C, D] or int64 [N, C, L]"""
     mask: Tensor | None = None
     """float32 [N, C] or int64 [N, C, L]"""
+    trim: bool = False
+    """Cut off the columns of token ids that no caption of a batch reaches: captions are short, and
+    padding to the longest of the dataset would be most of the work. Not for encoders that were
+    trained with captions of one fixed length."""
     rows: Tensor | None = None
     """int64: which videos of the arrays these are; None: all."""
 
@@ -137,6 +141,10 @@ class Examples:
                 each = torch.arange(len(rows))
                 captions = captions[each, caption].unsqueeze(1)
                 mask = mask[each, caption].unsqueeze(1)
+            if self.trim and mask.dim() == 3:
+                reached = mask.flatten(0, 1).ne(0).any(0).nonzero()
+                used = int(reached.max()) + 1 if len(reached) else 1
+                captions, mask = captions[..., :used], mask[..., :used]
         return Batch(frames, captions, mask, self.scores[videos])
 
     def samples(self, unit: str) -> Tensor:

@@ -257,7 +257,8 @@ def raw_examples(
             [item.captions for item in items]
         )
         ids, mask = torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.attention_mask)
-    return Examples(_ids(items), _scores(items, target), frames, ids, mask)
+    trim = text is not None and isinstance(text.prep, TextPrep) and not text.prep.fixed_length
+    return Examples(_ids(items), _scores(items, target), frames, ids, mask, trim=trim)
 
 
 def feature_examples(

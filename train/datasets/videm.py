@@ -89,6 +89,8 @@ def open_feature(path: Path) -> NDArray[Any]:
     """
     import numpy as np
 
+    if path.exists() and not path.is_file():
+        raise ValueError("not a plain file")  # a pipe would be waited for
     try:
         with np.errstate(over="ignore"):  # the sides of a shape that is too large
             array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")

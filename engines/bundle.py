@@ -38,7 +38,8 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.bin"
 FP32_GRAPH = f"fp32/{GRAPH_FILE}"
 _MAX_MANIFEST_BYTES = 16 << 20
-_MAX_TRAINING_BYTES = 1 << 20
+MAX_TRAINING_BYTES = 1 << 20
+"""Of what a manifest tells of the training, as JSON."""
 _DIGEST_LENGTH = 12
 
 
@@ -235,7 +236,7 @@ def _training(entry: object) -> dict[str, Any]:
     """What the manifest says of the training: any JSON object of a reasonable size."""
     if not isinstance(entry, dict):
         raise ValueError("training is no object")
-    if len(json.dumps(entry, allow_nan=False)) > _MAX_TRAINING_BYTES:
+    if len(json.dumps(entry, allow_nan=False)) > MAX_TRAINING_BYTES:
         raise ValueError("training is too large")
     return entry
 

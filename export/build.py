@@ -18,6 +18,7 @@ from memcli.engines.bundle import (
     GRAPH_FILE,
     LICENSE_FILE,
     MANIFEST,
+    MAX_TRAINING_BYTES,
     Bundle,
     Variant,
     hash_files,
@@ -91,11 +92,17 @@ def _fp32_tolerance(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _json_object(training: Mapping[str, Any]) -> dict[str, Any]:
-    """`training` as it comes back from the manifest."""
+    """`training` as it comes back from the manifest, which must be able to hold it."""
     try:
-        value: dict[str, Any] = json.loads(json.dumps(dict(training), allow_nan=False))
+        text = json.dumps(dict(training), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the report of the training is not JSON: {error}") from error
+    if len(text) > MAX_TRAINING_BYTES:
+        raise ModelError(
+            f"the report of the training is longer than {MAX_TRAINING_BYTES >> 20} MiB",
+            next_step="Train it with fewer folds: each tells of its own metrics.",
+        )
+    value: dict[str, Any] = json.loads(text)
     return value
 
 

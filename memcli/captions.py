@@ -7,7 +7,8 @@ A file of captions names videos and what can be seen in them:
 - JSON lines with the same names as keys;
 - no header, `NAME<TAB>words-joined-by-hyphens`: VideoMem's file.
 
-Several captions of a video stand in several lines, in several columns or in a JSON list.
+Several captions of a video stand in several lines, in several columns or in a JSON list. One that
+is given twice counts twice, as in training.
 """
 
 from __future__ import annotations
@@ -152,21 +153,21 @@ _Entry = tuple[int | None, Any, Sequence[Any]]
 
 
 def _collected(where: str, entries: Iterable[_Entry]) -> Captions:
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, list[str]] = {}
     empty = 0
     for line, name, texts in entries:
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if not isinstance(name, str) or not _parts(name):
             raise _wrong(where, line, "it names no video")
-        captions = found.setdefault(name.strip(), {})
+        captions = found.setdefault(name.strip(), [])
         for caption in texts:
             if not isinstance(caption, str):
                 raise _wrong(where, line, f"a caption is {type(caption).__name__}, not text")
             if len(caption) > MAX_LENGTH:
                 raise _wrong(where, line, f"a caption is longer than {MAX_LENGTH:,} characters")
             if clean := decodable(caption.strip()):
-                captions[clean] = None
+                captions.append(clean)
             else:
                 empty += 1
         if len(captions) > MAX_CAPTIONS:

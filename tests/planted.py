@@ -84,7 +84,13 @@ def render(clip: PlantedClip, path: Path, *, seed: int) -> None:
 
 
 def make_planted(
-    folder: Path, videos: int, *, seed: int = 0, noise: float = 0.02, shuffle: bool = False
+    folder: Path,
+    videos: int,
+    *,
+    seed: int = 0,
+    noise: float = 0.02,
+    shuffle: bool = False,
+    name: str = "planted.csv",
 ) -> Path:
     """Write the dataset; returns its CSV. The last fifth is the split `dev`, the rest `train`.
 
@@ -95,17 +101,17 @@ def make_planted(
     if shuffle:
         scores = np.random.default_rng(seed + 1).permutation(scores)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
-    table = folder / "planted.csv"
+    table = folder / name
     with table.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "score", "caption", "split", "group"))
         for number, (clip, score) in enumerate(zip(clips, scores, strict=True)):
-            name = f"videos/clip{number:04d}.mp4"
-            if not (folder / name).exists():
-                render(clip, folder / name, seed=seed * 1_000_003 + number)
+            video = f"videos/clip{number:04d}.mp4"
+            if not (folder / video).exists():
+                render(clip, folder / video, seed=seed * 1_000_003 + number)
             split = "dev" if number >= videos * 4 // 5 else "train"
             for caption in clip.captions:
-                writer.writerow((name, f"{score:.6f}", caption, split, f"film{number // 2}"))
+                writer.writerow((video, f"{score:.6f}", caption, split, f"film{number // 2}"))
     return table
 
 

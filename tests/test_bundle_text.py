@@ -81,11 +81,20 @@ def test_an_incomplete_staging_folder(memcli_home: Path, missing: str) -> None:
         build_bundle(spec, folder, reference=text_reference(frames=True))
 
 
-@pytest.mark.parametrize("training", [{"a": object()}, {"a": float("nan")}])
-def test_a_report_that_is_no_json(memcli_home: Path, training: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"a": object()}, "not JSON"),
+        ({"a": float("nan")}, "not JSON"),
+        ({"a": "x" * (1 << 20)}, "longer than 1 MiB"),
+    ],
+)
+def test_a_report_that_no_manifest_can_hold(
+    memcli_home: Path, training: dict[str, object], message: str
+) -> None:
     spec = text_spec("fusion", frames=True)
     reference = text_reference(frames=True)
-    with pytest.raises(ModelError, match="not JSON"):
+    with pytest.raises(ModelError, match=message):
         build_bundle(spec, staged(memcli_home), reference=reference, training=training)
 
 

@@ -70,9 +70,9 @@ def test_hyphens_stay_in_sentences(tmp_path: Path) -> None:
     assert captions.of("/x/b.webm") == ("a well-known man",)
 
 
-def test_empty_and_repeated_captions_are_left_out(tmp_path: Path) -> None:
+def test_empty_captions_are_left_out(tmp_path: Path) -> None:
     captions = read(tmp_path, "path,caption\na,x\na, x\na,\nb,\nc\nd,y\n")
-    assert captions.entries == {"a": ("x",), "d": ("y",)}
+    assert captions.entries == {"a": ("x", "x"), "d": ("y",)}
     assert captions.empty == 3
     with pytest.raises(VideoError, match="no caption of it in"):
         captions.of("b")
@@ -262,3 +262,14 @@ def found_for(captions: Captions, video: str) -> tuple[str, ...] | None:
         return captions.of(video)
     except VideoError:
         return None
+
+
+def test_captions_given_twice_count_twice_as_in_training(tmp_path: Path) -> None:
+    from memcli.train.datasets import load_dataset
+
+    told = ["a dog", "a dog", "a cat"]
+    listed = [{"filename": "a.mp4", "mem_score": 0.5, "captions": told}]
+    (tmp_path / "memento_train_data.json").write_text(json.dumps(listed))
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"path": "a.mp4", "captions": told}))
+    trained = load_dataset("memento10k", tmp_path).items[0].captions
+    assert read_captions(tmp_path / "captions.jsonl").of("a.mp4") == trained == tuple(told)

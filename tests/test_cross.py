@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 from memcli.app import run
 from memcli.commands.experiment_options import source
-from memcli.experiments import Options, encoders_of
+from memcli.experiments.experiment import Options, encoders_of
 from tests import planted, tiny_hub
 
 

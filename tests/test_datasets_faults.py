@@ -280,8 +280,8 @@ def npy(header: str) -> bytes:
     "content",
     [
         b"PK\x03\x04 no archive",
-        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d)}" % (2**40, 2**40)),
-        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % 10**26),
+        npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**40}, {2**40})}}"),
+        npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**26},)}}"),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}"),
         npy("{'descr': ['<f4', ("),
         npy("{'descr': '''<f4"),

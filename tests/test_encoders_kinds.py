@@ -8,8 +8,11 @@ import pytest
 from memcli.errors import ModelError
 from memcli.spec import EncoderSpec, FramePrep, Pooling, TextPrep
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+import transformers
 
 from memcli.train.checkpoints import Checkpoint
 from memcli.train.encoders import load_encoder

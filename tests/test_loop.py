@@ -440,9 +440,10 @@ def test_padding_that_no_caption_of_a_batch_reaches_is_cut_off() -> None:
     for videos, length in (([0], 2), ([0, 1], 5), ([0, 2], 6)):
         rows = torch.tensor(videos)
         batch, full = trimmed.batch(rows), whole.batch(rows)
-        assert batch.captions is not None and full.captions is not None
-        assert batch.mask is not None and full.mask is not None
-        assert torch.equal(batch.captions, full.captions[..., :length])
-        assert torch.equal(batch.mask, full.mask[..., :length])
+        for cut, uncut in ((batch.captions, full.captions), (batch.mask, full.mask)):
+            assert isinstance(cut, torch.Tensor)
+            assert isinstance(uncut, torch.Tensor)
+            assert torch.equal(cut, uncut[..., :length])
     none = trimmed.batch(torch.tensor([1]), caption=torch.tensor([1]))
-    assert none.mask is not None and none.mask.shape == (1, 1, 1)
+    assert isinstance(none.mask, torch.Tensor)
+    assert none.mask.shape == (1, 1, 1)

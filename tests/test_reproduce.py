@@ -17,7 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from memcli.app import run
-from memcli.reproduction import ReproduceSettings, reproduce
+from memcli.experiments.reproduce import ReproduceSettings, reproduce
 from memcli.training.settings import NoProgress
 from tests import planted, tiny_hub
 
@@ -158,7 +158,7 @@ def test_an_interrupted_row_goes_on(hub: Path, data: Path, tmp_path: Path) -> No
             if text.startswith("fold 1 of 2:"):
                 raise KeyboardInterrupt
 
-    from memcli.experiments import Options
+    from memcli.experiments.experiment import Options
 
     options = Options({"": str(hub / "siglip")}, folds=2, device="cpu", workers=1)
     settings = ReproduceSettings(

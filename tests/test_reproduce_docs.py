@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from memcli.experiments.published import SPREADS, paper_models
 from memcli.models import MODELS
 from memcli.models.papers import PAPERS
-from memcli.published import SPREADS, paper_models
 
 HEAVY = {"torch", "transformers", "lightning", "sklearn", "scipy", "matplotlib", "av", "numpy"}
 TEXT = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")

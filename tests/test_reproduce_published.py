@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from memcli.models.papers import PAPERS
-from memcli.published import (
+from memcli.experiments.published import (
     ADAPTATION_LOSSES,
     FCLIP_ROWS,
     FCLIP_VIDEOS,
@@ -19,6 +18,7 @@ from memcli.published import (
     row_figures,
     row_labels,
 )
+from memcli.models.papers import PAPERS
 
 # Copied from the papers' texts.
 EARLY_FUSION = """

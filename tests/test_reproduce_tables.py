@@ -14,8 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memcli.errors import OutputError
-from memcli.table_files import CSV_FILE, PAGE_FILE, write_tables
-from memcli.tables import CSV_COLUMNS, Figure, Quantity, Row, Table, markdown, shown, write_text
+from memcli.experiments.files import CSV_FILE, PAGE_FILE, write_tables
+from memcli.experiments.tables import (
+    CSV_COLUMNS,
+    Figure,
+    Quantity,
+    Row,
+    Table,
+    markdown,
+    shown,
+    write_text,
+)
 
 PLAIN = Table(
     "table-1",

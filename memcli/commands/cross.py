@@ -48,9 +48,9 @@ def command(model: str, sources: tuple[str, ...], output: Path | None, **given: 
       memcli cross clip-gru --dataset memento10k=./memento10k --dataset videomem=./videomem
       memcli cross text --dataset csv=./films.csv --dataset videm=./commercials
     """
-    from memcli.crossing import CrossSettings, cross
+    from memcli.experiments.cross import CrossSettings, cross
+    from memcli.experiments.files import write_tables
     from memcli.models import get_model
-    from memcli.table_files import write_tables
     from memcli.training.progress import make_training_progress
 
     options = take_options(given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from memcli.experiments import Options
+    from memcli.experiments.experiment import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAMES = (
@@ -70,7 +70,7 @@ def experiment_options(function: F) -> F:
 def take_options(given: dict[str, Any]) -> Options:
     """The Options among a command's parameters, taken out of them. Raises UsageError."""
     from memcli.commands.train import head_option
-    from memcli.experiments import Options
+    from memcli.experiments.experiment import Options
 
     own = {name: given.pop(name) for name in _NAMES}
     own["head"] = dict(head_option(text) for text in own["head"])

@@ -56,8 +56,8 @@ def command(
       memcli reproduce early-fusion --data ./films.csv --dataset moviemem --models vision,brr
       memcli reproduce clip-gru --data ./memento10k --second videomem=./videomem
     """
-    from memcli.reproduction import ReproduceSettings, reproduce
-    from memcli.table_files import write_tables
+    from memcli.experiments.files import write_tables
+    from memcli.experiments.reproduce import ReproduceSettings, reproduce
     from memcli.training.progress import make_training_progress
 
     options = take_options(given)

@@ -202,7 +202,7 @@ def _key(
 
     entry = {
         "format": 1,
-        "digest": pair["vision"].checkpoint.digest,
+        "digests": [pair[tower].checkpoint.digest for tower in ("vision", "text")],
         "preps": [dataclasses.asdict(pair[tower].prep) for tower in ("vision", "text")],
         "seed": fit.seed,
         "epochs": epochs,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from memcli.text import plural
 
 if TYPE_CHECKING:
+    from memcli.spec import PublishedResult
     from memcli.train.run import Run
 
 _COLUMNS = ("srcc", "plcc", "mse", "mae")
@@ -26,11 +27,7 @@ def closing_lines(run: Run) -> list[str]:
         lines += ["", _mean(run)]
     else:
         lines.append("no videos were held out: there is nothing to measure it by")
-    lines += [
-        f"published SRCC {one.value:.3f} ({one.dataset}; {one.source}): other data, not comparable"
-        for one in run.spec.published[:1]
-        if one.metric == "SRCC"
-    ]
+    lines += [_published(run, one) for one in run.spec.published[:1] if one.metric == "SRCC"]
     if run.dataset.get("left_out"):
         lines.append(f"left out: {plural(len(run.dataset['left_out']), 'video')}")
     lines += ["", f"run: {run.folder}"]
@@ -49,6 +46,14 @@ def summary(run: Run) -> dict[str, Any]:
     entry["folds"] = [{k: v for k, v in fold.items() if k != "history"} for fold in run.folds]
     entry["full"] = {k: v for k, v in run.full.items() if k != "history"}
     return {"run": str(run.folder)} | entry
+
+
+def _published(run: Run, result: PublishedResult) -> str:
+    same = str(run.dataset["name"]).lower() in result.dataset.lower()
+    caution = (
+        "same dataset; split, encoder and seed may differ" if same else "other data, not comparable"
+    )
+    return f"published SRCC {result.value:.3f} ({result.dataset}; {result.source}): {caution}"
 
 
 def _row(name: str, metrics: dict[str, Any]) -> str:

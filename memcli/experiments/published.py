@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from memcli.experiments.tables import Figure
 from memcli.models import get_model
 from memcli.models.papers import PAPERS
-from memcli.tables import Figure
 
 
 @dataclass(frozen=True)

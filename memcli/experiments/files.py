@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memcli.tables import Figure, Quantity, Table, markdown, write_csv, write_text
+from memcli.experiments.tables import Figure, Quantity, Table, markdown, write_csv, write_text
 
 if TYPE_CHECKING:
     from memcli.train.dot_plot import Dot

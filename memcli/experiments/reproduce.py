@@ -1,6 +1,7 @@
 """Runs the tables of a paper: every row trained and measured, published and obtained side by side.
 
-A row is an entry of the registry; what the tables hold beyond it is in `memcli.published`.
+A row is an entry of the registry; what the tables hold beyond it is in
+`memcli.experiments.published`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memcli.crossing import cross_notes, cross_pairs, run_notes
 from memcli.errors import UsageError
-from memcli.experiment_data import Data, load_data
-from memcli.experiments import Experiment, Options, check_options
-from memcli.models import get_model
-from memcli.models.papers import PAPERS
-from memcli.published import (
+from memcli.experiments.cross import cross_notes, cross_pairs, run_notes
+from memcli.experiments.data import Data, load_data
+from memcli.experiments.experiment import Experiment, Options, check_options
+from memcli.experiments.published import (
     ADAPTATION_LOSSES,
     BATCH_SIZE,
     CROSS_MODEL,
@@ -33,10 +32,12 @@ from memcli.published import (
     row_figures,
     row_labels,
 )
-from memcli.tables import Figure, Quantity, Row, Table
+from memcli.experiments.tables import Figure, Quantity, Row, Table
+from memcli.models import get_model
+from memcli.models.papers import PAPERS
 from memcli.text import printable
 from memcli.train.datasets import DatasetError
-from memcli.training.settings import NoProgress, Progress
+from memcli.training.settings import NoProgress, Progress, Split
 
 if TYPE_CHECKING:
     from memcli.train.run import Run

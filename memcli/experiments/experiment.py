@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memcli.errors import MemcliError, OutputError, UsageError, is_interrupt
-from memcli.experiment_data import Data
+from memcli.experiments.data import Data
+from memcli.experiments.tables import write_text
 from memcli.home import make_dir
 from memcli.models import get_model
-from memcli.tables import write_text
 from memcli.text import printable
 from memcli.training.settings import Progress, Split, TrainSettings
 

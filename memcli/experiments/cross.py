@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memcli.errors import UsageError
-from memcli.experiment_data import Data, load_data, part_name
-from memcli.experiments import Experiment, Options, check_options, encoder_changes
+from memcli.experiments.data import Data, load_data, part_name
+from memcli.experiments.experiment import Experiment, Options, check_options, encoder_changes
+from memcli.experiments.tables import Figure, Quantity, Row, Table
 from memcli.models import get_model
-from memcli.tables import Figure, Quantity, Row, Table
 from memcli.text import plural
 from memcli.training.settings import NoProgress, Progress, Split
 

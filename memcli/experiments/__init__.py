@@ -1,0 +1,1 @@
+"""Whole tables: `memcli reproduce` and `memcli cross`. Resumable; every row is a run of its own."""

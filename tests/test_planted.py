@@ -1,0 +1,117 @@
+"""Every trained model finds a planted signal, and none finds one that is not there.
+
+Clips of tests/planted.py, tiny random encoders and small heads; the scores are of held-out clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("lightning")
+
+from memcli.models import MODELS
+from memcli.train.run import Run
+from memcli.training import TrainSettings, train_model
+from tests import planted, tiny_hub
+
+CLIPS = 160
+TRAINED = [name for name, spec in MODELS.items() if spec.head is not None]
+_SMALL: dict[str, dict[str, int | float | str]] = {
+    "FusionTransformer": {"width": 32, "depth": 2, "heads": 4, "feed_forward": 64, "dropout": 0.0},
+    "LateFusion": {"width": 32, "depth": 2, "heads": 4, "feed_forward": 64, "dropout": 0.0},
+    "TemporalHead": {"hidden": 16, "layers": 2, "dropout": 0.0},
+}
+_ENCODERS = {
+    "siglip": "siglip",
+    "all-distilroberta-v1": "roberta",
+    "clip": "clip",
+    "vit-base": "vit",
+    "distilbert": "distilbert",
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("hub")
+    return {
+        kind: str(tiny_hub.MAKERS[kind](folder / kind))
+        for kind in ("siglip", "roberta", "clip", "vit", "distilbert")
+    }
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The planted set, and the same clips with their scores shuffled."""
+    folder = tmp_path_factory.mktemp("planted")
+    planted.make_planted(folder, CLIPS)
+    planted.make_planted(folder, CLIPS, shuffle=True, name="shuffled.csv")
+    return {False: folder / "planted.csv", True: folder / "shuffled.csv"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: the clips' features are the same whatever their scores."""
+    return tmp_path_factory.mktemp("home")
+
+
+def train(name: str, table: Path, hub: dict[str, str], output: Path) -> Run:
+    """Two folds, at the size of the tiny encoders: small heads, few epochs of small batches."""
+    spec = MODELS[name]
+    assert spec.head is not None
+    assert spec.recipe is not None
+    towers = {
+        encoder.tower: next(
+            hub[kind] for key, kind in _ENCODERS.items() if key in encoder.repository
+        )
+        for encoder in spec.encoders
+    }
+    settings = TrainSettings(
+        model=name,
+        dataset="csv",
+        data=table,
+        folds=2,
+        encoder=towers.get("vision", towers.get("text")),
+        text_encoder=towers.get("text") if len(towers) == 2 else None,
+        options=_SMALL.get(spec.head.kind, {}),
+        device="cpu",
+        output=output,
+        seed=3,
+    )
+    if spec.recipe.loss != "bayesian-ridge":
+        fine_tuned = spec.recipe.fine_tune
+        settings = replace(
+            settings,
+            epochs=12 if fine_tuned else 40,
+            batch_size=32,
+            learning_rate=2e-3 if fine_tuned else 1e-2 if "Regression" in spec.head.kind else 2e-3,
+            adaptation_epochs=1,
+        )
+    return train_model(settings)
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["planted", "shuffled"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_learns_what_is_there_and_nothing_else(
+    name: str,
+    shuffled: bool,
+    datasets: dict[bool, Path],
+    hub: dict[str, str],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MEMCLI_HOME", str(home))
+    run = train(name, datasets[shuffled], hub, tmp_path / "run")
+    srcc = run.metrics["mean_srcc"]
+    assert len(run.folds) == 2
+    if shuffled:
+        assert abs(srcc) <= 0.2
+    else:
+        assert srcc >= 0.8

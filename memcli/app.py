@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import IO
@@ -13,6 +14,13 @@ from memcli.errors import ExitCode, MemcliError, is_interrupt
 from memcli.text import printable
 
 COMPLETION_VARIABLE = "_MEMCLI_COMPLETE"
+_REFUSED = {
+    errno.ENAMETOOLONG: ExitCode.USAGE,
+    errno.EACCES: ExitCode.NOT_USABLE,
+    errno.EPERM: ExitCode.NOT_USABLE,
+}
+"""What the system says of any path that a user may give, wherever it is first looked at."""
+_MOST_SHOWN = 200
 
 
 def run(arguments: list[str]) -> int:
@@ -52,6 +60,10 @@ def _explain(error: BaseException, state: State) -> int:
     if isinstance(error, OSError) and (problem := _output_problem(error)) is not None:
         silence(sys.stdout)
         return _fail(state, f"standard output cannot be written: {problem}", ExitCode.NOT_USABLE)
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None:
+        _log("cause of the error", error)
+        code = _REFUSED[error.errno]
+        return _fail(state, f"{str(error.filename)[:_MOST_SHOWN]}: {error.strerror}", code)
     _log("internal error", error)
     text = f"internal error ({type(error).__name__}: {error})"
     next_step = "\n  Run it again with `memcli -v ...` for details to report."

@@ -1,5 +1,6 @@
 """Exit codes and streams: what goes away, what breaks, and what the code says then."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -72,6 +73,23 @@ def test_standard_output_on_a_full_disk_is_named(words: list[str], unbuffered: s
     assert done.returncode == ExitCode.NOT_USABLE
     assert b"standard output cannot be written: No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENAMETOOLONG, ExitCode.USAGE), (errno.EACCES, ExitCode.NOT_USABLE)]
+)
+def test_a_path_that_the_system_refuses_is_no_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, code: ExitCode
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(number, os.strerror(number), "long/" * 1000)
+
+    monkeypatch.setattr(app, "_invoke", refused)
+    assert app.run(["models"]) == code
+    shown = capfd.readouterr().err
+    assert shown.startswith("error: long/long/")
+    assert shown.endswith(f": {os.strerror(number)}\n")
+    assert len(shown) < 300
 
 
 def test_another_failing_file_is_not_taken_for_standard_output(

@@ -39,7 +39,7 @@ _MIN_RANKED = 12
 _BATCH_CLIPS = 4
 """Clips in one call of the engine: large models have no memory for more."""
 _MAX_CLIPS = 1024
-_MAX_FRAME_BYTES = 4 << 30
+_MAX_FRAME_BYTES = 512 << 20
 _MAX_CAPTIONS = 64
 _MAX_CAPTION_LENGTH = 10_000
 _TIMED_RUNS = 3

@@ -30,7 +30,10 @@ MAX_FRAMES = 512
 MAX_TOKENS = 8192
 """Tokens per caption."""
 _MAX_SIDE = 4096
+_MAX_COUNT = 1_000_000
+"""Of epochs, and of samples in a batch."""
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_model_name(name: str) -> bool:
@@ -244,6 +247,11 @@ class ModelSpec:
             _check_prep(spec.prep)
         if spec.text is not None:
             _check_text(spec.text)
+        if spec.recipe is not None:
+            _check_recipe(spec.recipe)
+        towers = [encoder.tower for encoder in spec.encoders]
+        if len(set(towers)) < len(towers) or any(one.dim < 1 for one in spec.encoders):
+            raise ValueError("spec.encoders has two of one tower, or one of no length")
         if spec.weights is not None and spec.weights.size_bytes < 0:
             raise ValueError("spec.weights.size_bytes is negative")
         for precision, tolerance in spec.tolerances.items():
@@ -270,8 +278,14 @@ def _check_text(text: TextPrep) -> None:
         raise ValueError(f"spec.text.max_tokens is {text.max_tokens}, not 1 to {MAX_TOKENS}")
     if text.pad_id < 0:
         raise ValueError("spec.text.pad_id is negative")
-    if "/" in text.tokenizer or text.tokenizer.startswith("."):
+    if not _FILE_NAME.fullmatch(text.tokenizer):
         raise ValueError(f"spec.text.tokenizer is no file name: {text.tokenizer!r}")
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    for name in ("epochs", "batch_size", "step_epochs"):
+        if not 1 <= getattr(recipe, name) <= _MAX_COUNT:
+            raise ValueError(f"spec.recipe.{name} is {getattr(recipe, name)}")
 
 
 def _parsed(kind: Any, value: object, where: str) -> Any:
@@ -295,15 +309,21 @@ def _parsed(kind: Any, value: object, where: str) -> Any:
     if type(None) in arguments:
         kinds = [part for part in arguments if part is not type(None)]
         return None if value is None else _parsed(kinds[0], value, where)
-    if set(arguments) == {int, float, str} and (
-        type(value) in (int, str) or (type(value) is float and math.isfinite(value))
-    ):
+    if set(arguments) == {int, float, str} and (type(value) is str or _is_finite(value)):
         return value
-    if kind is float and type(value) in (int, float) and math.isfinite(typing.cast(float, value)):
+    if kind is float and _is_finite(value):
         return float(typing.cast(float, value))
     if kind in (str, int, bool) and type(value) is kind:
         return value
     raise ValueError(f"{where} is {str(value)[:40]!r}")
+
+
+def _is_finite(value: object) -> bool:
+    """Whether this is a number, neither too large for a float nor a truth value."""
+    try:
+        return type(value) in (int, float) and math.isfinite(typing.cast(float, value))
+    except OverflowError:
+        return False
 
 
 def _parsed_fields(kind: type, value: object, where: str) -> Any:

@@ -35,6 +35,25 @@ def memcli(
     )
 
 
+_BLOCK_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} is not for scoring")
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def without_torch(folder: Path) -> dict[str, str]:
+    """Environment of a process that cannot import torch or transformers; uses the new `folder`."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_BLOCK_TORCH)
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    }
+
+
 def table(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV table without the columns that no two runs share."""
     with path.open(encoding="utf-8", newline="") as stream:

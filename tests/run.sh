@@ -9,4 +9,5 @@ venv=${MEMCLI_TEST_VENV:-.venv-test}
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
-"$venv/bin/python" -m pytest "$@"
+# One process per core, each with one thread: the tests are many and small.
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n auto --dist loadgroup "$@"

@@ -21,8 +21,9 @@ from memcli.train.contrastive import (
     pair_rounds,
 )
 from memcli.train.data import Examples, StoredFrames
+from memcli.train.driver import read_checkpoint
 from memcli.train.loop import FitSettings
-from memcli.train.trainer import Machine
+from memcli.train.trainer import LAST_FILE, Machine
 
 CPU = Machine(device="cpu", save_every_s=0)
 KINDS = 8
@@ -179,3 +180,49 @@ def test_out_of_memory_says_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Words, "forward", full)
     with pytest.raises(DeviceError, match="batch of 8"):
         adapted(tmp_path)
+
+
+def schedule_of(folder: Path) -> tuple[dict[str, object], float]:
+    """State of the plateau schedule in a training's last checkpoint, and the rate."""
+    content = read_checkpoint(folder / LAST_FILE)
+    return content["lr_schedulers"][0], content["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
+@pytest.mark.parametrize(("epochs", "divisions"), [(3, 0), (4, 1), (6, 1), (7, 2)])
+def test_the_rate_falls_in_the_third_epoch_without_improvement(
+    tmp_path: Path, epochs: int, divisions: int
+) -> None:
+    adapted(tmp_path, learning_rate=1e-15, max_epochs=epochs)  # nothing moves: epoch 1 is the best
+    assert schedule_of(tmp_path)[1] == pytest.approx(1e-15 / 10**divisions)
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_a_resumed_schedule_is_as_uninterrupted(tmp_path: Path, at: int) -> None:
+    def interrupt(epoch: int, _: dict[str, float]) -> None:
+        if epoch == at:
+            raise KeyboardInterrupt
+
+    options = {"learning_rate": 1e-15, "max_epochs": 6}
+    adapted(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        adapted(tmp_path / "parts", tell=interrupt, **options)
+    adapted(tmp_path / "parts", **options)
+    assert schedule_of(tmp_path / "parts") == schedule_of(tmp_path / "whole")
+
+
+def test_what_stopped_early_stays_stopped(tmp_path: Path) -> None:
+    """An interrupt between the last epoch and the writing of the weights."""
+    first = adapted(tmp_path, learning_rate=1e-15, max_epochs=30)
+    assert adapted(tmp_path, learning_rate=1e-15, max_epochs=30).summary == first.summary
+
+
+def test_a_run_that_was_moved_knows_its_best_epoch(tmp_path: Path) -> None:
+    def interrupt(epoch: int, _: dict[str, float]) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    options = {"learning_rate": 1e-15, "max_epochs": 4}  # nothing moves: epoch 1 is the best
+    with pytest.raises(KeyboardInterrupt):
+        adapted(tmp_path / "here", tell=interrupt, **options)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert adapted(tmp_path / "there", **options).summary["best_epoch"] == 1

@@ -299,6 +299,32 @@ def test_torch_encoders_behind_encode() -> None:
     assert torch_device("cuda:1") == "cuda:1"
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 7])
+def test_threads_share_a_batch_by_its_rows(rows: int) -> None:
+    torch = pytest.importorskip("torch")
+    seen: list[tuple[int, int]] = []
+
+    class Text(torch.nn.Module):
+        def forward(self, ids: object, mask: object) -> object:
+            seen.append((len(ids), torch.get_num_threads()))  # type: ignore[arg-type]
+            assert not torch.is_grad_enabled()
+            return ids * mask  # type: ignore[operator]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        ids = np.arange(rows * 4).reshape(rows, 4)
+        found = torch_captions(Text())(ids, np.ones_like(ids))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found, ids)
+    assert sum(count for count, _ in seen) == rows
+    assert len(seen) == min(rows, 3)
+    if rows > 1:
+        assert {threads for _, threads in seen} == {1}
+
+
 @pytest.mark.parametrize("kind", ["OutOfMemoryError", "RuntimeError"])
 def test_too_little_memory_says_what_was_tried(kind: str) -> None:
     torch = pytest.importorskip("torch")

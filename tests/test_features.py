@@ -266,6 +266,29 @@ def test_a_full_disk_leaves_what_was_written(
         np.testing.assert_array_equal(store.get("later"), value(8))
 
 
+def test_a_line_is_written_after_the_disk_has_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+    pwrite, fsync = os.pwrite, os.fsync
+
+    def write(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append(("write", descriptor))
+        return pwrite(descriptor, data, offset)
+
+    def confirm(descriptor: int) -> None:
+        calls.append(("confirm", descriptor))
+        fsync(descriptor)
+
+    with opened(tmp_path / "s") as store:
+        monkeypatch.setattr(os, "pwrite", write)
+        monkeypatch.setattr(os, "fsync", confirm)
+        store.add("k", value(1))
+        store.flush()
+        data, index = store._data, store._index
+    assert calls == [("write", data), ("confirm", data), ("write", index), ("confirm", index)]
+
+
 def test_a_flush_that_failed_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,3 +206,13 @@ def test_measure_has_everything() -> None:
         "fisher": list(found.srcc.fisher or ()),
     }
     assert entry["level"] == 0.95
+
+
+def test_a_bootstrap_that_is_mostly_undefined_is_none() -> None:
+    def of_the_first(truth: Any, predicted: Any) -> float | None:
+        return None if truth[0] else 1.0
+
+    truth = np.array([0.0] + [1.0] * 9)
+    assert metrics.bootstrap_interval(of_the_first, truth, truth, seed=0) is None
+    mostly = np.array([0.0] * 9 + [1.0])
+    assert metrics.bootstrap_interval(of_the_first, mostly, mostly, seed=0) == (1, 1)

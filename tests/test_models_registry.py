@@ -68,3 +68,30 @@ def test_registry_imports_only_the_standard_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(re.findall(r"'(\w+)'", done.stdout))
     assert not loaded & {"numpy", "onnx", "torch", "av", "click", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("prep", "scale"), 10**400),
+        (("head", "options", "alpha"), 10**400),
+        (("head", "options", "alpha"), float("nan")),
+        (("text", "tokenizer"), ""),
+        (("text", "tokenizer"), "a\0b"),
+        (("text", "tokenizer"), "../tokenizer.json"),
+        (("recipe", "batch_size"), -1),
+        (("recipe", "step_epochs"), 0),
+        (("recipe", "epochs"), 10**9),
+        (("encoders", 0, "dim"), 0),
+        (("encoders", 0, "tower"), "text"),
+    ],
+)
+def test_specs_that_make_no_sense_are_refused(place: tuple[str | int, ...], value: object) -> None:
+    spec = json.loads(json.dumps(get_model("late-fusion").to_dict()))
+    assert ModelSpec.from_dict(spec) == get_model("late-fusion")
+    part = spec
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(ValueError, match=r"^spec\."):
+        ModelSpec.from_dict(spec)

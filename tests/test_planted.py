@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import planted
 import pytest
+import tiny_hub
+from tiny_models import CHECKPOINT_KINDS, TRAINED
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -17,23 +20,13 @@ pytest.importorskip("lightning")
 from memcli.models import MODELS
 from memcli.train.run import Run
 from memcli.training import TrainSettings, train_model
-from tests import planted, tiny_hub
 
 CLIPS = 160
-TRAINED = [name for name, spec in MODELS.items() if spec.head is not None]
 _SMALL: dict[str, dict[str, int | float | str]] = {
     "FusionTransformer": {"width": 32, "depth": 2, "heads": 4, "feed_forward": 64, "dropout": 0.0},
     "LateFusion": {"width": 32, "depth": 2, "heads": 4, "feed_forward": 64, "dropout": 0.0},
     "TemporalHead": {"hidden": 16, "layers": 2, "dropout": 0.0},
 }
-_ENCODERS = {
-    "siglip": "siglip",
-    "all-distilroberta-v1": "roberta",
-    "clip": "clip",
-    "vit-base": "vit",
-    "distilbert": "distilbert",
-}
-
 pytestmark = pytest.mark.slow
 
 
@@ -41,8 +34,7 @@ pytestmark = pytest.mark.slow
 def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("hub")
     return {
-        kind: str(tiny_hub.MAKERS[kind](folder / kind))
-        for kind in ("siglip", "roberta", "clip", "vit", "distilbert")
+        kind: str(tiny_hub.MAKERS[kind](folder / kind)) for kind in set(CHECKPOINT_KINDS.values())
     }
 
 
@@ -66,12 +58,7 @@ def train(name: str, table: Path, hub: dict[str, str], output: Path) -> Run:
     spec = MODELS[name]
     assert spec.head is not None
     assert spec.recipe is not None
-    towers = {
-        encoder.tower: next(
-            hub[kind] for key, kind in _ENCODERS.items() if key in encoder.repository
-        )
-        for encoder in spec.encoders
-    }
+    towers = {one.tower: hub[CHECKPOINT_KINDS[one.repository]] for one in spec.encoders}
     settings = TrainSettings(
         model=name,
         dataset="csv",
@@ -88,7 +75,7 @@ def train(name: str, table: Path, hub: dict[str, str], output: Path) -> Run:
         fine_tuned = spec.recipe.fine_tune
         settings = replace(
             settings,
-            epochs=12 if fine_tuned else 40,
+            epochs=12 if fine_tuned else 30,
             batch_size=32,
             learning_rate=2e-3 if fine_tuned else 1e-2 if "Regression" in spec.head.kind else 2e-3,
             adaptation_epochs=1,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import memcli, table
+from cli import memcli, table, without_torch
 from media import make_video
 from tiny_bundle import (
     TEXT_PREP,
@@ -23,18 +23,12 @@ from memcli.errors import (
     UsageError,
     VideoErrorCode,
 )
-from memcli.reading import padded
+from memcli.reading import Prepared, Reader, padded
 from memcli.results import Row
 from memcli.scoring import ScoreSettings
+from memcli.spec import TextPrep
+from memcli.tokens import Tokeniser
 
-BLOCK_TORCH = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers"):
-            raise ImportError(f"{name} is not for scoring")
-sys.meta_path.insert(0, Blocked())
-"""
 CAPTIONS = {
     "a.mp4": ["a dog"],
     "b.mp4": ["one two three four five", "a dog runs"],
@@ -67,10 +61,8 @@ def test_a_folder_is_scored_where_torch_cannot_be_imported(
     memcli_home: Path, clips: Path, captions: Path, tmp_path: Path, frames: bool
 ) -> None:
     bundle = make_text_bundle(memcli_home, frames=frames)
-    (tmp_path / "blocked").mkdir()
-    (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCK_TORCH)
     options = ["--model", bundle.model, "--captions", captions, "--batch-size", "3"]
-    done = memcli("score", clips, *options, cwd=tmp_path, PYTHONPATH=str(tmp_path / "blocked"))
+    done = memcli("score", clips, *options, cwd=tmp_path, **without_torch(tmp_path / "blocked"))
     assert done.returncode == ExitCode.SOME_INPUTS_FAILED, done.stderr
     rows = {Path(row["path"]).name: row for row in table(tmp_path / "scores.csv")}
     brightness = {Path(row.path).name: row.score for row in _brightness(memcli_home, clips)}
@@ -101,10 +93,9 @@ def test_the_block_works(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    (tmp_path / "sitecustomize.py").write_text(BLOCK_TORCH)
     done = subprocess.run(
         [sys.executable, "-c", "import torch"],
-        env={"PYTHONPATH": str(tmp_path)},
+        env=without_torch(tmp_path / "blocked"),
         capture_output=True,
         text=True,
     )
@@ -257,3 +248,14 @@ def test_the_api_takes_captions_in_every_form(
         next(score(clips / "a.mp4", model="tiny-text"))
     assert ScoreSettings(model="x", captions=Captions("y", {"a": ("b",)})).captions is not None
     assert TEXT_PREP.max_tokens < len(LONG.split())
+
+
+def test_a_batch_is_padded_with_the_models_own_id(memcli_home: Path) -> None:
+    bundle = make_text_bundle(memcli_home)
+    path = bundle.tokenizer_path(bundle.variants["fp32"])
+    tokeniser = Tokeniser(TextPrep(max_tokens=8, pad_id=3), path)
+    reader = Reader(None, 0, "exact", tokeniser, None)
+    videos = [Prepared(None, (), tokeniser.encode([[text]])) for text in ("a", "a a a")]
+    feeds = reader.feeds(videos)
+    assert (feeds["input_ids"][feeds["attention_mask"] == 0] == 3).all()
+    assert feeds["attention_mask"].sum() < feeds["attention_mask"].size

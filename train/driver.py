@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import lightning as L  # noqa: N812 (its usual name)
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from memcli.errors import ModelError
 from memcli.train.range_test import FALLBACK_FROZEN, FALLBACK_TUNED, find_learning_rate
 from memcli.train.trainer import (
     LAST_FILE,
+    BestCheckpoint,
     EpochReport,
     LastCheckpoint,
     LateEarlyStopping,
@@ -27,7 +28,6 @@ from memcli.train.trainer import (
 
 Tell = Callable[[int, dict[str, float]], None]
 Monitor = Literal["val_srcc", "val_loss"]
-_BEST = "best"
 _MODES = {"val_srcc": "max", "val_loss": "min"}
 
 
@@ -169,14 +169,7 @@ def drive(
 ) -> Driven:
     """Train the module, from the checkpoint in `folder` if `resume`; best weights at the end."""
     monitor = stopping.monitor if validates else None
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename=_BEST,
-        monitor=monitor,
-        mode=_MODES.get(monitor or "", "min"),
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
+    best = BestCheckpoint(folder, monitor=monitor, mode=_MODES.get(monitor or "", "min"))
     # The watcher cannot be sent to other processes.
     callbacks: list[Callback] = [EpochReport(tell)] if machine.devices == 1 else []
     if monitor is not None:

@@ -116,7 +116,7 @@ class FeatureStore:
             raise ValueError(f"features are {array.shape}, not (n, {str(self.tail)[1:]}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise ValueError(f"features are {array.dtype}, not {self.dtype}")
-        data = memoryview(np.ascontiguousarray(array, self.dtype)).cast("B")
+        data = np.ascontiguousarray(array, self.dtype).data.cast("B")
         start = self._rows * self._row_bytes
         try:
             _write(self._data, data, start)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _WORK_FOLDER = "work"
 _LOCK_FILE = ".lock"
+_BEFORE_A_RUN = (_LOCK_FILE, f".{RUN_FILE}.new")
+"""What a training leaves that could not write its run.json."""
 _MAX_CSV_BYTES = 1 << 30
 
 
@@ -71,22 +73,29 @@ class RunFolder:
         folder = output.absolute() if output is not None else _new_folder(run.model)
         make_dir(folder)
         opened = cls(replace(run, folder=folder), _locked(folder))
-        opened.save()
+        try:
+            opened.save()
+        except BaseException:
+            os.close(opened._lock)
+            raise
         return opened
 
     @classmethod
     def resume(cls, folder: Path) -> RunFolder:
-        """Go on with an interrupted run. Raises UsageError if there is none, or it is complete."""
+        """Go on with an interrupted run.
+
+        Raises UsageError if there is none, it is complete or another process goes on with it.
+        """
         if not folder.is_dir():
             raise UsageError("there is no run in this folder", where=str(folder))
-        run = read_run(folder.absolute(), unfinished=True)
-        if run.status == "complete":
-            raise UsageError(
-                "this training is complete",
-                where=str(folder),
-                next_step=f"Use it:  memcli export {run.model} --run {folder}",
-            )
-        return cls(run, _locked(run.folder))
+        _unfinished(folder)
+        lock = _locked(folder.absolute())
+        try:
+            # Again: until it was locked, another process may have gone on with it.
+            return cls(_unfinished(folder), lock)
+        except BaseException:
+            os.close(lock)
+            raise
 
     def __enter__(self) -> RunFolder:
         return self
@@ -172,7 +181,7 @@ def check_output(output: Path | None, model: str) -> None:
         return
     if not output.is_dir():
         raise UsageError("this is a file, not a folder", where=str(output))
-    if any(output.iterdir()):
+    if any(one.name not in _BEFORE_A_RUN for one in output.iterdir()):
         raise UsageError(
             "this folder is not empty, and a training never overwrites anything",
             where=str(output),
@@ -226,15 +235,33 @@ def _new_folder(model: str) -> Path:
             return folder
 
 
+def _unfinished(folder: Path) -> Run:
+    run = read_run(folder.absolute(), unfinished=True)
+    if run.status == "complete":
+        raise UsageError(
+            "this training is complete",
+            where=str(folder),
+            next_step=f"Use it:  memcli export {run.model} --run {folder}",
+        )
+    return run
+
+
 def _locked(folder: Path) -> int:
     path = folder / _LOCK_FILE
     with _disk(path):
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(lock)
         raise UsageError("another memcli is training in this folder", where=str(folder)) from error
+    except OSError as error:
+        os.close(lock)
+        raise OutputError(
+            f"this file system cannot lock files ({error.strerror}), so that two runs could mix",
+            where=str(folder),
+            next_step="Choose another place:  --output DIR",
+        ) from error
     return lock
 
 

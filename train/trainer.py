@@ -15,13 +15,14 @@ from typing import Any, Literal, TypeVar
 
 import lightning as L  # noqa: N812 (its usual name)
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from memcli.errors import DeviceError
 
 T = TypeVar("T")
 LAST_FILE = "last.ckpt"
+BEST_FILE = "best.ckpt"
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _NEVER = 1 << 30
@@ -94,6 +95,11 @@ class LateEarlyStopping(EarlyStopping):
         self._first_epoch = first_epoch
         self.patience: int = patience
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Resumed from the checkpoint of the epoch that ended it: Lightning would train another.
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch + 1 > self._first_epoch:
             super().on_train_epoch_end(trainer, pl_module)
@@ -101,6 +107,32 @@ class LateEarlyStopping(EarlyStopping):
         patience, self.patience = self.patience, _NEVER
         super().on_train_epoch_end(trainer, pl_module)
         self.patience, self.wait_count = patience, 0
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The weights of the best epoch, in `folder`, found again where an interrupted run was moved.
+
+    Lightning forgets which epoch was the best one when the folder has another name.
+    """
+
+    def __init__(self, folder: Path, *, monitor: str | None, mode: str):
+        self._file = str(folder / BEST_FILE)
+        super().__init__(
+            dirpath=folder,
+            filename=Path(BEST_FILE).stem,
+            monitor=monitor,
+            mode=mode,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        here: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict.get("best_model_path"):
+            best = {self._file: state_dict["best_model_score"]}
+            here |= dict.fromkeys(("best_model_path", "kth_best_model_path"), self._file)
+            here["best_k_models"] = best
+        super().load_state_dict(state_dict | here)
 
 
 class LastCheckpoint(Checkpoint):

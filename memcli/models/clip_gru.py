@@ -3,9 +3,10 @@
 Source: 002_1ca569390f82ecec.txt, section 2. Frames are resized to a square whatever their shape
 and are not cropped, as there. The paper takes every frame of a clip of three seconds and says
 nothing of longer ones; here 16 frames are sampled (`--frames` takes more, up to 512), because
-neighbouring frames of a short clip are nearly the same. All rows "L/14" of the table use the
-336-pixel checkpoint that the paper names. The I3D rows are not here: no weights of that network
-for memorability are published.
+neighbouring frames of a short clip are nearly the same. What early stopping watches is left open
+there: here it is the loss on the held-out videos. All rows "L/14" of the table use the 336-pixel
+checkpoint that the paper names. The I3D rows are not here: that network has no weights for
+memorability.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 Source: 001_de183854d7703535.txt, sections 3 and 4, tables 3, 4 and 6. A strategy is an encoder
 (unimodal, CLIP, or CLIP adapted by contrastive training: FCLIP), frozen or fine-tuned with the
 regression head. Names say which: `clip-text` is frozen, `clip-text-tuned` is fine-tuned. Batch
-sizes are those of table 6; the learning rate comes from a range test, as there.
+sizes are those of table 6; the learning rate comes from a range test, as there. What of an encoder
+is its embedding is left open there: here it is the projection to the shared space of CLIP, and the
+last state of the first token of ViT and DistilBERT.
 
 `published` are 5-fold means on Memento10k (train and validation, 8,500 videos).
 """

@@ -6,6 +6,8 @@ attention with 8 heads of 64 dimensions and a feed-forward network, on the embed
 caption's embedding is appended to those of the frames before the projection.
 
 Left open there and chosen here:
+- the positions are added to the projected embeddings, not to those of the encoder: all blocks then
+  have one width, and a caption with a projection of its own has a position like the frames;
 - the feed-forward network is two linear layers with ReLU between (2048 units), and dropout is 0.1
   on the embedded tokens and on each sub-layer's output, both as in Vaswani et al., "Attention is
   all you need" (2017), sections 3.3 and 5.4, which the paper cites;

@@ -17,7 +17,7 @@ import numpy as np
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.reference import synthetic_frames
 from memcli.errors import EngineError, ModelError
-from memcli.spec import MAX_FRAMES, ModelSpec, Tolerance
+from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS, MAX_FRAMES, ModelSpec, Tolerance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +40,6 @@ _BATCH_CLIPS = 4
 """Clips in one call of the engine: large models have no memory for more."""
 _MAX_CLIPS = 1024
 _MAX_FRAME_BYTES = 512 << 20
-_MAX_CAPTIONS = 64
-_MAX_CAPTION_LENGTH = 10_000
 _TIMED_RUNS = 3
 _TIMED_ENOUGH_S = 4.0
 
@@ -131,8 +129,8 @@ def _captions(entry: object) -> tuple[str, ...]:
     """The captions of one clip, of reasonable number and length."""
     if (
         isinstance(entry, (list, tuple))
-        and 1 <= len(entry) <= _MAX_CAPTIONS
-        and all(isinstance(one, str) and len(one) <= _MAX_CAPTION_LENGTH for one in entry)
+        and 1 <= len(entry) <= MAX_CAPTIONS
+        and all(isinstance(one, str) and len(one) <= MAX_CAPTION_LENGTH for one in entry)
     ):
         return tuple(entry)
     raise ValueError("a clip without captions, or with too many or too long ones")

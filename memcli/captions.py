@@ -26,13 +26,10 @@ from typing import Any, Protocol
 
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import VIDEO_SUFFIXES
-from memcli.text import decodable, printable
+from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS
+from memcli.text import decodable, printable, unhyphenated
 
 MAX_FILE_BYTES = 1 << 30
-MAX_CAPTIONS = 64
-"""Captions of one video."""
-MAX_LENGTH = 10_000
-"""Characters of one caption."""
 NAME_COLUMNS = ("path", "video", "video_id", "filename", "id")
 _CAPTION_COLUMN = re.compile(r"(captions?|descriptions?)(_?\d+)?")
 _DIGEST_LENGTH = 12
@@ -164,8 +161,10 @@ def _collected(where: str, entries: Iterable[_Entry]) -> Captions:
         for caption in texts:
             if not isinstance(caption, str):
                 raise _wrong(where, line, f"a caption is {type(caption).__name__}, not text")
-            if len(caption) > MAX_LENGTH:
-                raise _wrong(where, line, f"a caption is longer than {MAX_LENGTH:,} characters")
+            if len(caption) > MAX_CAPTION_LENGTH:
+                raise _wrong(
+                    where, line, f"a caption is longer than {MAX_CAPTION_LENGTH:,} characters"
+                )
             if clean := decodable(caption.strip()):
                 captions.append(clean)
             else:
@@ -309,8 +308,7 @@ def _hyphenated_entries(path: Path, text: str) -> Iterator[_Entry]:
         cells = line.rstrip("\r").split("\t")
         if len(cells) != 2:
             raise _wrong(str(path), number, "this is not NAME, a tab and a caption")
-        caption = cells[1].strip()
-        yield number, cells[0], [caption if " " in caption else caption.replace("-", " ")]
+        yield number, cells[0], [unhyphenated(cells[1])]
 
 
 def _parts(path: str) -> list[str]:

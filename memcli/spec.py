@@ -29,6 +29,10 @@ MAX_FRAMES = 512
 """Frames per video that a model or a user may ask for."""
 MAX_TOKENS = 8192
 """Tokens per caption."""
+MAX_CAPTIONS = 64
+"""Captions per video."""
+MAX_CAPTION_LENGTH = 10_000
+"""Characters per caption."""
 _MAX_SIDE = 4096
 _MAX_COUNT = 1_000_000
 """Of epochs, and of samples in a batch."""

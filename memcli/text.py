@@ -36,6 +36,12 @@ def decodable(text: str) -> str:
     return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
+def unhyphenated(caption: str) -> str:
+    """A caption whose words VideoMem's files join by hyphens; one with spaces stays as it is."""
+    caption = caption.strip()
+    return caption if " " in caption else caption.replace("-", " ")
+
+
 def csv_cell(text: str) -> str:
     """`text` for a CSV cell: valid UTF-8, no terminal escapes, never a spreadsheet formula.
 

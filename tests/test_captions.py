@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcli.captions import (
-    MAX_CAPTIONS,
-    MAX_LENGTH,
     Captions,
     captions_from,
     read_captions,
 )
 from memcli.errors import UsageError, VideoError, VideoErrorCode
+from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS
 
 
 def read(tmp_path: Path, content: str | bytes, name: str = "captions.csv") -> Captions:
@@ -146,7 +145,7 @@ def test_the_digest_is_of_the_captions(tmp_path: Path) -> None:
         ("path,caption\na,one, two\n", "line 2", "3 cells, where the header has 2"),
         ('path,caption\na,"one\nb,two\n', "line 3", "no CSV"),
         ("path,caption\na,x\n,y\n", "line 3", "names no video"),
-        ("path,caption\na," + "x" * (MAX_LENGTH + 1), "line 2", "longer than"),
+        ("path,caption\na," + "x" * (MAX_CAPTION_LENGTH + 1), "line 2", "longer than"),
         ("path,caption\na," + "x" * 200_000, "line 2", "field larger"),
         (
             "path,caption\n" + "".join(f"a,{n}\n" for n in range(MAX_CAPTIONS + 1)),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from memcli.errors import ExitCode
+from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS
 from memcli.train.datasets import KINDS, Dataset, DatasetError, load_dataset, raise_on_errors
 from memcli.train.datasets.videm import open_feature
 
@@ -346,3 +347,15 @@ def test_what_the_model_does_not_look_at_may_be_missing(tmp_path: Path) -> None:
         raise_on_errors(dataset, needs=("captions",))
     with pytest.raises(DatasetError, match="2 problems"):
         raise_on_errors(dataset)
+
+
+def test_captions_beyond_what_scoring_takes_are_problems(tmp_path: Path) -> None:
+    rows = ["path,score,caption", f"a.mp4,0.5,{'x' * (MAX_CAPTION_LENGTH + 1)}"]
+    rows += [f"b.mp4,0.5,caption {n}" for n in range(MAX_CAPTIONS + 1)]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    dataset = load_dataset("csv", tmp_path)
+    said = [(problem.line, problem.what) for problem in dataset.problems if problem.kind == "value"]
+    assert said == [
+        (2, f"a caption of 'a.mp4' is longer than {MAX_CAPTION_LENGTH:,} characters"),
+        (MAX_CAPTIONS + 3, f"'b.mp4' has more than {MAX_CAPTIONS} captions"),
+    ]

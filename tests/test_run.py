@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.models import get_model
 from memcli.spec import HeadSpec, ModelSpec
-from memcli.train import encoders, provenance
+from memcli.train import encoders, provenance, run_folder
 from memcli.train.heads import make_head
 from memcli.train.run import (
     ADAPTED_FILE,
@@ -199,6 +200,43 @@ def test_nothing_is_overwritten(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with started(clip, tmp_path / "b") as folder:
         assert folder.run.folder == tmp_path / "b"
+
+
+def test_a_folder_without_a_run_can_be_used_again(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the disk was full before anything was written."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        started(clip, tmp_path / "a")
+    monkeypatch.undo()
+    with started(clip, tmp_path / "a") as folder:
+        assert read_run(folder.run.folder, unfinished=True).status == "training"
+
+
+def test_resuming_sees_what_another_process_has_just_finished(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with started(clip) as folder:
+        place = folder.run.folder
+    lock = run_folder._locked
+
+    def late(path: Path) -> int:
+        monkeypatch.setattr(run_folder, "_locked", lock)
+        with RunFolder.resume(path) as other:
+            other.add_weights(MODEL_FILE, prefixed(head_of(other.run)))
+            other.finish()
+        return lock(path)
+
+    monkeypatch.setattr(run_folder, "_locked", late)
+    with pytest.raises(UsageError, match="complete"):
+        RunFolder.resume(place)
+    assert read_run(place).files
+    os.close(lock(place))  # nobody holds it
 
 
 def test_tables(clip: Path) -> None:

@@ -1,10 +1,12 @@
 """The contrastive adaptation as a part of a training: which videos, which encoders, kept where.
 
 Source: 001_de183854d7703535.txt, sections 4.1.1 and 4.3. The development videos are adapted to,
-without their scores; the videos of the dataset's test split, which need none, say when to stop.
-Where a dataset has no test split, a tenth of the development videos (whole groups) does that
-instead and is not adapted to. Both towers are adapted together, so the result is kept for the
-trainings of the other tower and of the other strategies.
+without their scores, and once for all folds: so the encoders have seen the frames and captions of
+the videos that a fold then holds out, as in the paper. The videos of the dataset's test split,
+whose scores are not needed for it, say when to stop; where a dataset has no test split, a tenth of
+the development videos (whole groups) does that instead and is not adapted to. Both towers are
+adapted together, so the result is kept for the trainings of the other tower and of the other
+strategies.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from memcli import extraction
-from memcli.errors import ModelError
+from memcli.errors import ModelError, OutputError
 from memcli.home import cache_dir, make_dir
 from memcli.spec import ModelSpec
 from memcli.text import plural
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 _PREFIX: dict[inputs.Tower, str] = {"vision": "frame_encoder.", "text": "text_encoder."}
 _MONITOR_SHARE = 0.1
+_SUMMARY_FILE = "summary.json"
 _LEAST = 2
 """Videos on each side: one alone has nothing to differ from."""
 
@@ -207,7 +212,9 @@ def _key(
         "seed": fit.seed,
         "epochs": epochs,
         "precision": fit.machine.precision,
+        "devices": fit.machine.devices,
         "batch_size": contrastive.BATCH_SIZE,
+        "auto_batch": fit.auto_batch,  # then it may be less
         "videos": [
             [[extraction.video_key(str(item.path)), item.captions] for item in side]
             for side in (train, monitor)
@@ -223,21 +230,39 @@ def _read(folder: Path, tower: inputs.Tower) -> tuple[dict[str, Tensor], dict[st
     from safetensors.torch import load_file
 
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads((folder / _SUMMARY_FILE).read_text(encoding="utf-8"))
         return load_file(folder / f"{tower}.safetensors"), cast("dict[str, Any]", summary)
     except (OSError, ValueError, SafetensorError):
         return None
 
 
 def _keep(folder: Path, states: dict[str, dict[str, Tensor]], summary: dict[str, Any]) -> None:
-    """The summary comes last: without it, what is there does not count."""
+    """Write what `_read` finds: the whole folder at once, since two trainings may do so together.
+
+    Where the other one was quicker, its result stays. Raises OutputError when the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    make_dir(folder)
-    for tower, state in states.items():
-        beside = folder / f".{tower}.new"
-        save_file({key: value.contiguous() for key, value in state.items()}, beside)
-        beside.replace(folder / f"{tower}.safetensors")
-    beside = folder / ".summary.new"
-    beside.write_text(json.dumps(summary), encoding="utf-8")
-    beside.replace(folder / "summary.json")
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # `_read` has found it damaged
+    make_dir(folder.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as made:
+            beside = Path(made) / "adapted"
+            beside.mkdir()
+            for tower, state in states.items():
+                whole = {key: value.contiguous() for key, value in state.items()}
+                save_file(whole, beside / f"{tower}.safetensors")
+            (beside / _SUMMARY_FILE).write_text(json.dumps(summary), encoding="utf-8")
+            try:
+                beside.rename(folder)
+            except OSError:
+                if not (folder / _SUMMARY_FILE).exists():
+                    raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"the adapted encoders cannot be written: {error}",
+            where=str(folder),
+            next_step="Make room and use --resume: the adaptation goes on where it was.",
+        ) from error

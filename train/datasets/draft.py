@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS
 from memcli.train.datasets.tree import Tree
 from memcli.train.datasets.types import (
     Dataset,
@@ -112,6 +113,14 @@ class Draft:
         """Give an item one more caption; blank ones and what is no text are left out."""
         if not isinstance(text, str):
             self.problem("value", f"a caption of {shown(entry.id)} is no text", file, line)
+        elif len(text) > MAX_CAPTION_LENGTH:
+            what = (
+                f"a caption of {shown(entry.id)} is longer than {MAX_CAPTION_LENGTH:,} characters"
+            )
+            self.problem("value", what, file, line)
+        elif len(entry.captions) == MAX_CAPTIONS:
+            what = f"{shown(entry.id)} has more than {MAX_CAPTIONS} captions"
+            self.problem("value", what, file, line)
         elif text.strip():
             entry.captions.append(text.strip())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from memcli.text import unhyphenated
 from memcli.train.datasets.draft import Draft, Entry
 from memcli.train.datasets.tables import read_table, read_text
 from memcli.train.datasets.tree import Tree
@@ -69,4 +70,4 @@ def _read_captions(draft: Draft, path: Path, split: str) -> None:
             draft.add(Entry(video, split, path, line, video=_names(video)))
         entry = draft.listed(video, split, path, line)
         if entry is not None:
-            draft.caption(entry, caption.replace("-", " "), path, line)
+            draft.caption(entry, unhyphenated(caption), path, line)

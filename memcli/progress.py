@@ -183,7 +183,7 @@ def closing_lines(summary: Summary) -> list[str]:
         )
     if summary.failures:
         lines.append("failed:")
-        lines += [f"  {path}: {reason}" for path, reason in summary.failures]
+        lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]
         if summary.failed > len(summary.failures):
             lines.append(f"  and {summary.failed - len(summary.failures):,} more, in the table")
     if summary.resumed_failed:

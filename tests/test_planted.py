@@ -18,7 +18,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("lightning")
 
 from memcli.models import MODELS
-from memcli.train.run import Run
 from memcli.training import TrainSettings, train_model
 
 CLIPS = 160
@@ -27,6 +26,16 @@ _SMALL: dict[str, dict[str, int | float | str]] = {
     "LateFusion": {"width": 32, "depth": 2, "heads": 4, "feed_forward": 64, "dropout": 0.0},
     "TemporalHead": {"hidden": 16, "layers": 2, "dropout": 0.0},
 }
+_RECIPES = {
+    "FusionTransformer": (30, 2e-3, 32),
+    "LateFusion": (40, 3e-3, 32),
+    "TextPerceptron": (60, 3e-3, 16),
+    "TemporalHead": (30, 2e-3, 32),
+    "RegressionHead": (60, 3e-2, 32),
+}
+"""Epochs, learning rate and batch size by head."""
+_SHUFFLED_EPOCHS = 10
+
 pytestmark = pytest.mark.slow
 
 
@@ -53,13 +62,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def train(name: str, table: Path, hub: dict[str, str], output: Path) -> Run:
-    """Two folds, at the size of the tiny encoders: small heads, few epochs of small batches."""
+def settings(name: str, table: Path, hub: dict[str, str], output: Path) -> TrainSettings:
+    """Small heads, and rates and epochs for the embeddings of tiny encoders."""
     spec = MODELS[name]
     assert spec.head is not None
     assert spec.recipe is not None
     towers = {one.tower: hub[CHECKPOINT_KINDS[one.repository]] for one in spec.encoders}
-    settings = TrainSettings(
+    asked = TrainSettings(
         model=name,
         dataset="csv",
         data=table,
@@ -71,16 +80,18 @@ def train(name: str, table: Path, hub: dict[str, str], output: Path) -> Run:
         output=output,
         seed=3,
     )
-    if spec.recipe.loss != "bayesian-ridge":
-        fine_tuned = spec.recipe.fine_tune
-        settings = replace(
-            settings,
-            epochs=12 if fine_tuned else 30,
-            batch_size=32,
-            learning_rate=2e-3 if fine_tuned else 1e-2 if "Regression" in spec.head.kind else 2e-3,
-            adaptation_epochs=1,
-        )
-    return train_model(settings)
+    if spec.recipe.loss == "bayesian-ridge":
+        return asked
+    epochs, learning_rate, batch_size = _RECIPES[spec.head.kind]
+    if spec.recipe.fine_tune:
+        epochs, learning_rate, batch_size = 12, 2e-3, 32
+    return replace(
+        asked,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        adaptation_epochs=1,
+    )
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["planted", "shuffled"])
@@ -95,10 +106,14 @@ def test_a_model_learns_what_is_there_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MEMCLI_HOME", str(home))
-    run = train(name, datasets[shuffled], hub, tmp_path / "run")
-    srcc = run.metrics["mean_srcc"]
+    asked = settings(name, datasets[shuffled], hub, tmp_path / "run")
+    if not shuffled:
+        run = train_model(replace(asked, split="official"))
+        assert run.metrics["mean_srcc"] >= 0.8
+        return
+    # Both folds, because 32 clips of the dev split would give such a correlation by chance.
+    if asked.epochs is not None:
+        asked = replace(asked, epochs=min(asked.epochs, _SHUFFLED_EPOCHS))
+    run = train_model(asked)
     assert len(run.folds) == 2
-    if shuffled:
-        assert abs(srcc) <= 0.2
-    else:
-        assert srcc >= 0.8
+    assert abs(run.metrics["mean_srcc"]) <= 0.2

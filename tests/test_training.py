@@ -17,6 +17,7 @@ import tiny_hub
 import torch
 
 from memcli.errors import DeviceError, ModelError, UsageError
+from memcli.models import get_model
 from memcli.train.datasets import DatasetError
 from memcli.train.run import (
     ADAPTED_FILE,
@@ -252,8 +253,11 @@ def test_official_split(clips: Path, hub: dict[str, str]) -> None:
 
 
 def test_full_split_measures_nothing(clips: Path, hub: dict[str, str]) -> None:
-    run = train_model(settings("brr", clips, encoder=hub["siglip"], split="full"))
+    watch = Watch()
+    short = {"encoder": hub["clip"], "epochs": 2, "learning_rate": 1e-3}
+    run = train_model(settings("clip-vision", clips, split="full", **short), watch)
     assert (run.metrics, run.folds) == ({}, ())
+    assert any("none say when to stop: all 2 epochs" in one for one in watch.messages)
     assert set(run.files) == {MODEL_FILE}
 
 
@@ -409,10 +413,14 @@ def test_settings_in_a_run_are_plain_json(clips: Path) -> None:
     wanted = settings("vision", clips, options=NARROW, encoder="x", output=Path("y"))
     entry = json.loads(json.dumps(wanted.to_dict()))
     assert "device" not in entry
-    run = Run(Path(), None, {}, 0, (), {}, "training", settings=entry)  # type: ignore[arg-type]
+    run = Run(Path(), get_model("vision"), {}, 0, (), {}, "training", settings=entry)
     machine = TrainSettings("vision", "", Path(), device="cpu", workers=3)
     found = machine.resumed(run)
     assert found == replace(wanted, output=None, device="cpu", workers=3, data=clips.absolute())
-    for broken in ({}, entry | {"more": 1}, entry | {"data": 3}):
-        with pytest.raises(ModelError):
+    strange: dict[str, Any] = {
+        "more": 1, "data": 3, "epochs": "3", "seed": None, "folds": True, "options": {"a": []},
+        "model": ["vision"], "split": "half", "max_missing": "5", "learning_rate": [],
+    }  # fmt: skip
+    for broken in ({}, *(entry | {name: value} for name, value in strange.items())):
+        with pytest.raises(ModelError, match="another version, or damaged"):
             machine.resumed(replace(run, settings=broken))

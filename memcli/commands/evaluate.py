@@ -20,7 +20,7 @@ _SHOWN = 3
 
 @click.command(name="evaluate")
 @click.argument("model", metavar="MODEL|BUNDLE|RUN")
-@click.option("--dataset", required=True, metavar="NAME", help="Format; see: memcli dataset check.")
+@click.option("--dataset", metavar="NAME", help="Its format.  [default: what the files say]")
 @click.option(
     "--data",
     required=True,
@@ -55,7 +55,7 @@ _SHOWN = 3
 def command(
     ctx: click.Context,
     model: str,
-    dataset: str,
+    dataset: str | None,
     data: Path,
     target: str | None,
     split: str | None,
@@ -81,11 +81,12 @@ def command(
     """
     from memcli.evaluation import EvaluationSettings, evaluate
     from memcli.progress import say
+    from memcli.train.datasets import detect
     from memcli.training.progress import make_training_progress
 
     settings = EvaluationSettings(
         model=model,
-        dataset=dataset,
+        dataset=dataset or detect(data),
         data=data,
         target=target,
         split=split,

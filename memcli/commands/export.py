@@ -147,6 +147,7 @@ def _export_run(run: Run, offline: bool) -> Bundle:
             )
     from memcli.export.trained import export_run
 
+    say(f"run {run.folder.name}: {run.model}, trained on {run.spec.trained_on} ({run.folder})")
     bundle = export_run(run, offline=offline, report=say)
     click.echo(printable(f"{bundle.model} is installed, in fp32, from {run.folder}"))
     click.echo(printable(f"Use it: memcli score VIDEOS --model {bundle.model}"))

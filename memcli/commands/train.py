@@ -13,7 +13,11 @@ from memcli.commands.options import json_option
 
 @click.command(name="train")
 @click.argument("model")
-@click.option("--dataset", metavar="NAME", help="Its format: memento10k, videomem, csv, ...")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Its format: memento10k, videomem, csv, ...  [default: what the files say]",
+)
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Where it lies.")
 @click.option("--target", metavar="SCORE", help="short-term, long-term, raw or normalized.")
 @click.option(
@@ -109,11 +113,15 @@ def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
                     next_step="Leave this option out, or train anew without --resume.",
                 )
         _check_model(model, resume)
-    elif given["dataset"] is None or given["data"] is None:
+    elif given["data"] is None:
         raise UsageError(
             "what to train on is missing",
-            next_step=f"Name it:  memcli train {model} --dataset NAME --data DIR",
+            next_step=f"Name it:  memcli train {model} --data DIR",
         )
+    elif given["dataset"] is None:
+        from memcli.train.datasets import detect
+
+        given["dataset"] = detect(given["data"])
     given["options"] = dict(head_option(text) for text in given["options"])
     given["max_missing"] /= 100
     given["precision"] = given.pop("mixed_precision") or "32"

@@ -58,3 +58,12 @@ CITED = (
     ),
 )
 """Every paper that a model's `source` names, also those without a table to reproduce."""
+
+
+def cited(source: str) -> str:
+    """A source, e.g. of a published figure, with the paper's authors instead of its file."""
+    for paper in CITED:
+        if paper.file in source:
+            first = paper.authors.split(",")[0]
+            return source.replace(paper.file, f"{first} et al., {paper.venue}")
+    return source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memcli.models.papers import cited
 from memcli.text import plural
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _published(run: Run, result: PublishedResult) -> str:
     caution = (
         "same dataset; split, encoder and seed may differ" if same else "other data, not comparable"
     )
-    return f"published SRCC {result.value:.3f} ({result.dataset}; {result.source}): {caution}"
+    return (
+        f"published SRCC {result.value:.3f} ({result.dataset}; {cited(result.source)}): {caution}"
+    )
 
 
 def _row(name: str, metrics: dict[str, Any]) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from memcli import extraction
 from memcli.errors import ModelError
@@ -66,13 +76,29 @@ class TrainSettings:
 
     def resumed(self, run: Run) -> TrainSettings:
         """The settings of an interrupted run, on the machine of these. Raises ModelError."""
-        kinds = {one.name for one in dataclasses.fields(self)} - {*_MACHINE, "output"}
-        if set(run.settings) != kinds or not isinstance(run.settings["data"], str):
+        kinds = get_type_hints(TrainSettings) | {"data": str}
+        kept = kinds.keys() - {*_MACHINE, "output"}
+        given = run.settings
+        if given.keys() != kept or not all(_fits(given[name], kinds[name]) for name in kept):
             raise ModelError(
-                "the settings in its run.json are of another version", where=str(run.folder)
+                "the settings in its run.json are of another version, or damaged",
+                where=str(run.folder),
+                next_step=f"Train anew:  memcli train {run.model} --dataset NAME --data DIR",
             )
         own = {name: getattr(self, name) for name in _MACHINE}
         return TrainSettings(**(run.settings | own | {"data": Path(run.settings["data"])}))
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value from a file is of the annotated type of a field."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, parts[1]) for one in value.values())
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 class Progress(extraction.Progress, Protocol):

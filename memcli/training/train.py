@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from memcli.errors import MissingDependencyError, ModelError
+from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.spec import Recipe
 from memcli.text import csv_cell, plural, printable
 from memcli.train.datasets import DatasetError, Item
@@ -262,8 +262,15 @@ class _Training:
         from memcli.train.heads import make_head
 
         assert self.spec.head is not None
-        head: nn.Module = make_head(self.spec.head, self.dims.get("frame"), self.dims.get("text"))
-        return head
+        try:
+            return cast(
+                "nn.Module",
+                make_head(self.spec.head, self.dims.get("frame"), self.dims.get("text")),
+            )
+        except ModelError as error:
+            if not self.settings.options:
+                raise
+            raise UsageError(error.what, where="--set", next_step=error.next_step) from error
 
     def _make_model(self) -> nn.Module:
         """A model with fresh weights of the head, the same ones each time."""
@@ -342,6 +349,11 @@ class _Training:
             best = [int(entry["best_epoch"]) for entry in folder.run.folds]
             recipe = replace(recipe, epochs=max(1, round(statistics.median(best))))
             why = "median of the folds' best epochs"
+        elif recipe.monitor is not None:
+            self.progress.message(
+                f"no videos are held out, so none say when to stop: all {recipe.epochs} epochs are"
+                " trained; --epochs N for another number"
+            )
         recipe = replace(recipe, monitor=None)
         _, fitted = self._fit(folder, self.examples, None, recipe, "full", "all videos")
         folder.add_weights(MODEL_FILE, self._weights(fitted))

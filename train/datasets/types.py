@@ -89,6 +89,10 @@ KINDS = {
 """Every kind of problem, and what it means in a few words."""
 
 
+_OF_FILES = {"empty-video", "ambiguous-video", "decode"}
+"""What is wrong with a video's file is of no matter to a model that only reads captions."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset in one of the formats of `memcli.train.datasets.DATASETS`."""
@@ -133,7 +137,8 @@ def raise_on_errors(
     """
     found = [one for one in dataset.problems if strict or one.severity == "error"]
     if needs is not None:
-        found = [one for one in found if one.kind not in ("missing-video", "no-caption")]
+        unasked = {"missing-video", "no-caption"} | (set() if "videos" in needs else _OF_FILES)
+        found = [one for one in found if one.kind not in unasked]
         found += _unmet(dataset, needs)
     if not found:
         return

@@ -53,8 +53,7 @@ ENCODERS: dict[str, tuple[EncoderSpec, FramePrep]] = {
     "siglip-b16": (SIGLIP_VISION, SIGLIP_PREP),
     "clip-b32": (CLIP_B32_VISION, CLIP_PREP),
 }
-CACHE_MODELS = ("brr", "vision")
-LATER_RUNS = 3
+CACHE_MODELS = ("brr",)
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def paired(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def cache(model: str, videos: dict[str, Path], checkpoints: dict[str, Path]) -> Figure:
+def cache(model: str, videos: dict[str, Path], checkpoints: dict[str, Path], rounds: int) -> Figure:
     """What `memcli train MODEL` does, 5 folds and all videos, first and on cached features.
 
     Scores are random: only time is asked for.
@@ -251,7 +250,7 @@ def cache(model: str, videos: dict[str, Path], checkpoints: dict[str, Path]) -> 
         model, "csv", folder, encoder=str(checkpoints[encoder]), max_missing=0.5, offline=True
     )
     first = timed(lambda: train_model(settings))
-    later = [timed(lambda: train_model(settings)) for _ in range(LATER_RUNS)]
+    later = [timed(lambda: train_model(settings)) for _ in range(rounds)]
     return Figure(
         f"training on cached features: {model}, {encoder}, {len(videos)} videos, 5 folds",
         f"first {first:.1f} s, then {statistics.median(later):.2f} s",
@@ -288,7 +287,7 @@ def main() -> None:
         if "cache" in arguments.parts:
             for number, model in enumerate(arguments.models):
                 os.environ[HOME_VARIABLE] = str(scratch / f"home-{number}")
-                figures.append(cache(model, videos, checkpoints))
+                figures.append(cache(model, videos, checkpoints, arguments.rounds))
     source = f"real, from {arguments.videos}" if arguments.videos else "made here"
     command = "python -m tests.benchmarks.features " + " ".join(sys.argv[1:])
     if arguments.json:

@@ -7,6 +7,7 @@ maker fills `folder` and returns it. Sizes, vocabularies and weights mean nothin
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,14 @@ MAKERS = {
     "roberta": make_sentence_roberta,
 }
 """Every maker by a short name."""
+
+
+def main() -> None:
+    """`python -m tests.tiny_hub DIR` makes all of them, e.g. for the examples in docs/models.md."""
+    top = Path(sys.argv[1])
+    for name, make in MAKERS.items():
+        print(make(top / name))
+
+
+if __name__ == "__main__":
+    main()

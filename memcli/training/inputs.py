@@ -211,8 +211,16 @@ def frozen_examples(
     if (vision := encoders.get("vision")) is not None:
         prep = cast(FramePrep, vision.prep)
         with _open(open_features, vision, progress) as store:
-            features = _frames(items, prep, _lazy_frames(vision, device), store, left_out, workers,
-                               progress)  # fmt: skip
+            features = _frames(
+                items,
+                prep,
+                _lazy_frames(vision, device),
+                store,
+                left_out,
+                workers,
+                progress,
+                batch_frames=extraction.frames_at_a_time(device),
+            )
     items = left_out.kept(items)
     frames = captions = mask = None
     if vision is not None:
@@ -304,10 +312,18 @@ def _frames(
     left_out: LeftOut,
     workers: int | None,
     progress: extraction.Progress,
+    *,
+    batch_frames: int | None = None,
 ) -> dict[str, Any]:
     videos = {item.id: item.path for item in left_out.kept(items) if item.path is not None}
     failures = extraction.extract_frames(
-        videos, prep, encode, store, workers=workers, progress=progress
+        videos,
+        prep,
+        encode,
+        store,
+        workers=workers,
+        batch_frames=batch_frames,
+        progress=progress,
     )
     left_out.add(failures)
     found = extraction.frame_features(videos, store)

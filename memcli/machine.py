@@ -69,7 +69,10 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "parquet": ("tables in Parquet", ("pyarrow",)),
     "export": ("exports from PyTorch", _EXPORT),
-    "train": ("training", (*_EXPORT, "lightning", "scikit-learn", "scipy", "matplotlib")),
+    "train": (
+        "training",
+        (*_EXPORT, "lightning", "matplotlib", "scikit-learn", "scipy", "tensorboard"),
+    ),
     "eeg": ("EEG recordings", ("mne",)),
 }
 """Extra -> what it is for, and the distributions it consists of (a test holds it against

@@ -127,7 +127,12 @@ def _find_run(model: str | None, folder: Path | None) -> Run:
     except ModelError:
         if not store.is_installed(model):
             store.find(model)  # says how to get it
-        raise
+        if model in MODELS:
+            raise
+        raise UsageError(
+            f"nothing to do: {model} is installed, and was not trained on this machine",
+            next_step="Name a precision (--bf16, --int8) or --output",
+        ) from None
     return read_run(found)
 
 

@@ -128,14 +128,18 @@ def test_resumed_is_as_uninterrupted(tmp_path: Path, head: HeadSpec, recipe: Rec
 
 
 def test_interrupt_is_one_and_leaves_the_signal_as_it_was(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    # Where the tests run in the background, SIGINT is ignored.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(epoch: int, _: dict[str, float]) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, tell=interrupt)
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, tell=interrupt)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def test_an_exit_that_is_no_interrupt_stays_one() -> None:

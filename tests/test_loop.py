@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,37 +15,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_examples import DIM, examples
 from torch import Tensor, nn
 
 from memcli.errors import DeviceError, ModelError
 from memcli.spec import HeadSpec, Recipe
-from memcli.train.data import Examples, HeldFrames, StoredFrames, TrainingBatches, WholeVideos
+from memcli.train.data import Examples, HeldFrames
 from memcli.train.heads import Scores, make_head
 from memcli.train.learner import Learner
 from memcli.train.loop import FitSettings, Fitted, fit, predict
 from memcli.train.metrics import srcc
 from memcli.train.range_test import step_losses, suggestion
-from memcli.train.trainer import LAST_FILE, Machine, plainly
+from memcli.train.trainer import LAST_FILE, Logs, Machine, plainly
 
-DIM = 16
 CPU = Machine(device="cpu", save_every_s=0)
 RECIPE = Recipe(epochs=12, batch_size=16, learning_rate=0.05, unit="frame")
-
-
-def examples(count: int = 60, frames: int = 4, *, shuffled: bool = False) -> Examples:
-    random = torch.Generator().manual_seed(1)
-    values = torch.randn(count, 1, DIM, generator=random).expand(-1, frames, -1)
-    values = values + 0.3 * torch.randn(count, frames, DIM, generator=random)
-    scores = torch.sigmoid(values.mean(1) @ torch.randn(DIM, generator=random) / 4)
-    if shuffled:
-        scores = scores[torch.randperm(count, generator=random)]
-    return Examples(tuple(f"v{i}" for i in range(count)), scores, HeldFrames(values))
-
-
-def caption_examples() -> Examples:
-    captions = torch.arange(4 * 3, dtype=torch.float32).reshape(4, 3, 1).repeat(1, 1, DIM)
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.float32)
-    return Examples(("a", "b", "c", "d"), torch.rand(4), None, captions, mask)
 
 
 def linear_head(seed: int = 0) -> nn.Module:
@@ -145,6 +130,24 @@ def test_interrupt_is_one_and_leaves_the_signal_as_it_was(tmp_path: Path) -> Non
 def test_an_exit_that_is_no_interrupt_stays_one() -> None:
     with pytest.raises(SystemExit), plainly():
         raise SystemExit(3)
+
+
+@pytest.mark.parametrize("status", ["failed", "success"])
+def test_logs_that_an_interrupt_left_locked_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr("memcli.train.trainer.CLOSING_S", 0.2)
+    logs = Logs(tmp_path, "fold-1")
+    logs.log_metrics({"val_loss": 0.5})
+    writer = logs.experiment._get_file_writer().event_writer._async_writer
+    if status == "failed":
+        writer._byte_queue.mutex.acquire()  # as an interrupt within `put` can leave it
+    closing = threading.Thread(target=logs.finalize, args=(status,), daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    if status == "success":
+        assert writer._closed
 
 
 class Scripted(nn.Module):
@@ -323,82 +326,6 @@ def test_losses_of_steps_are_computed_back(losses: list[float]) -> None:
     assert step_losses(means) == pytest.approx(losses, rel=1e-6)
 
 
-def batches(data: Examples, recipe: Recipe, epoch: int = 0, **more: tuple[int, int]) -> list:  # type: ignore[type-arg]
-    return list(TrainingBatches(data, recipe, seed=5, epoch=lambda: epoch, **more))
-
-
-def test_units_are_samples_of_their_own() -> None:
-    data = examples(6, 3)
-    data.scores[:] = torch.arange(6)
-    assert isinstance(data.frames, HeldFrames)
-    found = batches(data, replace(RECIPE, batch_size=4))
-    assert [len(one.scores) for one in found] == [4, 4, 4, 4, 2]
-    pairs = sorted(
-        (int(s), f.tolist()) for b in found for s, f in zip(b.scores, b.frames[:, 0], strict=True)
-    )
-    assert pairs == sorted((i, f.tolist()) for i in range(6) for f in data.frames.values[i])
-    captions = caption_examples()
-    units = batches(captions, replace(RECIPE, unit="caption", batch_size=100))
-    assert sorted(units[0].captions[:, 0, 0].tolist()) == [0, 1, 2, 3, 6, 7, 9, 10, 11]
-    assert units[0].captions.shape == (9, 1, DIM)
-    assert (units[0].mask == 1).all()
-
-
-def test_videos_draw_one_of_their_captions_in_each_epoch() -> None:
-    recipe = replace(RECIPE, unit="video", batch_size=4)
-    drawn: dict[int, set[float]] = {}
-    for epoch in range(40):
-        (batch,) = batches(caption_examples(), recipe, epoch)
-        assert batch.captions.shape == (4, 1, DIM)
-        for value in batch.captions[:, 0, 0].tolist():
-            drawn.setdefault(int(value) // 3, set()).add(value)
-    assert drawn == {0: {0, 1, 2}, 1: {3}, 2: {6, 7}, 3: {9, 10, 11}}
-
-
-def test_epochs_differ_and_repeat_exactly() -> None:
-    data = examples(30, 5)
-    recipe = Recipe(batch_size=8, shuffle_frames=True)
-    once, again = batches(data, recipe, 1), batches(data, recipe, 1)
-    assert all(torch.equal(a.frames, b.frames) for a, b in zip(once, again, strict=True))
-    assert not torch.equal(once[0].frames, batches(data, recipe, 2)[0].frames)
-    rows = {tuple(map(tuple, video.sort(0).values.tolist())) for b in once for video in b.frames}
-    assert isinstance(data.frames, HeldFrames)
-    assert rows == {tuple(map(tuple, v.sort(0).values.tolist())) for v in data.frames.values}
-    plain = batches(data, replace(recipe, shuffle_frames=False), 1)
-    assert not torch.equal(plain[0].frames, once[0].frames)
-    assert torch.equal(plain[0].scores, once[0].scores)
-
-
-def test_devices_share_a_batch() -> None:
-    data = examples(30, 1)
-    whole = batches(data, RECIPE)
-    parts = [batches(data, RECIPE, share=(rank, 2)) for rank in range(2)]
-    for one, left, right in zip(whole, *parts, strict=True):
-        both = torch.cat([left.scores, right.scores])
-        assert torch.equal(both.sort().values, one.scores.sort().values)
-
-
-def test_stored_frames_are_as_held_ones(tmp_path: Path) -> None:
-    data = examples(6, 3)
-    assert isinstance(data.frames, HeldFrames)
-    np.save(tmp_path / "frames.npy", data.frames.values.numpy())
-    stored = StoredFrames(list(np.load(tmp_path / "frames.npy", mmap_mode="r")))
-    videos, frame = torch.tensor([4, 0, 4]), torch.tensor([2, 1, 0])
-    assert stored.count == 3
-    assert torch.equal(stored.take(videos, None), data.frames.take(videos, None))
-    assert torch.equal(stored.take(videos, frame), data.frames.take(videos, frame))
-
-
-def test_subsets_of_subsets() -> None:
-    data = examples(10, 2)
-    part = data.subset([8, 3, 5]).subset([2, 0])
-    assert part.ids == ("v5", "v8")
-    (batch,) = WholeVideos(part, 10)
-    assert isinstance(data.frames, HeldFrames)
-    assert torch.equal(batch.frames, data.frames.values[[5, 8]])  # type: ignore[arg-type]
-    assert torch.equal(batch.scores, data.scores[[5, 8]])
-
-
 def test_ridge_is_fitted_as_scikit_learn_does(tmp_path: Path) -> None:
     from sklearn.linear_model import BayesianRidge
 
@@ -433,21 +360,3 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path) -> None:
     )
     for key, value in one.state.items():
         assert torch.allclose(two.state[key], value, atol=1e-5), key  # sums in another order
-
-
-def test_padding_that_no_caption_of_a_batch_reaches_is_cut_off() -> None:
-    ids = torch.arange(3 * 2 * 6).reshape(3, 2, 6)
-    mask = torch.zeros(3, 2, 6, dtype=torch.int64)
-    mask[0, 0, :2] = mask[1, 0, :5] = mask[2, 0, 3:] = 1  # the last one is padded on the left
-    whole = Examples(("a", "b", "c"), torch.rand(3), None, ids, mask)
-    trimmed = replace(whole, trim=True)
-    for videos, length in (([0], 2), ([0, 1], 5), ([0, 2], 6)):
-        rows = torch.tensor(videos)
-        batch, full = trimmed.batch(rows), whole.batch(rows)
-        for cut, uncut in ((batch.captions, full.captions), (batch.mask, full.mask)):
-            assert isinstance(cut, torch.Tensor)
-            assert isinstance(uncut, torch.Tensor)
-            assert torch.equal(cut, uncut[..., :length])
-    none = trimmed.batch(torch.tensor([1]), caption=torch.tensor([1]))
-    assert isinstance(none.mask, torch.Tensor)
-    assert none.mask.shape == (1, 1, 1)

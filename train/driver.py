@@ -20,10 +20,10 @@ from memcli.train.trainer import (
     EpochReport,
     LastCheckpoint,
     LateEarlyStopping,
+    Logs,
     Machine,
     make_trainer,
     quieten,
-    tensorboard,
 )
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -190,7 +190,7 @@ def drive(
         max_epochs=stopping.epochs,
         callbacks=callbacks,
         enable_checkpointing=True,
-        logger=tensorboard(logs, name) if logs is not None else False,
+        logger=Logs(logs, name) if logs is not None else False,
         limit_val_batches=1.0 if validates else 0,
     )
     module.model.train()

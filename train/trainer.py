@@ -23,6 +23,8 @@ from memcli.errors import DeviceError
 T = TypeVar("T")
 LAST_FILE = "last.ckpt"
 BEST_FILE = "best.ckpt"
+CLOSING_S = 3.0
+"""How long the logs of a training that failed may take to be closed."""
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _NEVER = 1 << 30
@@ -78,9 +80,24 @@ def make_trainer(machine: Machine, **options: Any) -> L.Trainer:
     return L.Trainer(**(chosen | options))
 
 
-def tensorboard(folder: Path, name: str) -> TensorBoardLogger:
-    """Logs of one training below `folder`/`name`."""
-    return TensorBoardLogger(save_dir=folder, name="", version=name)
+class Logs(TensorBoardLogger):
+    """TensorBoard's files of one training below `folder`/`name`.
+
+    An interrupt can fall where TensorBoard's queue has taken its lock and not yet given it back;
+    then nobody can close the queue any more. So after a failure closing it may take so long and no
+    longer. What was logged is on the disk by then: Lightning flushes after each epoch.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        super().__init__(save_dir=folder, name="", version=name)
+
+    def finalize(self, status: str) -> None:
+        if status == "success":
+            super().finalize(status)
+            return
+        closing = threading.Thread(target=super().finalize, args=(status,), daemon=True)
+        closing.start()
+        closing.join(CLOSING_S)
 
 
 class LateEarlyStopping(EarlyStopping):

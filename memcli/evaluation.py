@@ -18,14 +18,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from memcli import extraction
 from memcli.errors import ModelError, OutputError, OutputMismatchError, UsageError
 from memcli.home import make_dir
 from memcli.predictors import BundlePredictor, Predictions, Predictor, RunPredictor, find_predictor
 from memcli.text import csv_cell, csv_path, plural, printable
-from memcli.train.datasets import Dataset, DatasetError, Item, load_dataset, raise_on_errors
+from memcli.train.datasets import (
+    Dataset,
+    DatasetError,
+    Item,
+    load_dataset,
+    raise_on_errors,
+    same_format,
+)
 
 if TYPE_CHECKING:
     from memcli.train.metrics import Metrics
@@ -42,6 +49,17 @@ _SAME_SCORE = 1e-5
 """Scores went through float32 in a training."""
 _SAME = ("model", "kind", "dataset", "target", "split")
 """What two evaluations in one folder must have in common."""
+
+
+MetricsOf = Literal[
+    "training videos",
+    "training videos and others",
+    "perhaps training videos",
+    "other videos",
+    "not known",
+]
+"""What the model had to do with the measured videos."""
+_UNSEEN = ("other videos", "not known")
 
 
 @dataclass(frozen=True)
@@ -114,13 +132,21 @@ class Evaluation:
     """All labelled videos asked for."""
     predictions: Predictions
     metrics: Metrics
-    """On the videos that have a score."""
+    """On the videos that have a score, whether or not the model was trained on them."""
+    metrics_of: MetricsOf
     trained_on: int | None
     """How many of these the model was trained on; None: not known."""
     warnings: tuple[str, ...]
     cross_validation: CrossValidation | None = None
     more: dict[str, Any] = field(default_factory=dict)
     """How it was measured: seed, versions, time."""
+
+    @property
+    def headline(self) -> Literal["cross_validation", "metrics"] | None:
+        """Which figures say how well the model predicts; None: none of them."""
+        if self.metrics_of in _UNSEEN:
+            return "metrics"
+        return None if self.cross_validation is None else "cross_validation"
 
     @property
     def complete(self) -> bool:
@@ -146,11 +172,13 @@ class Evaluation:
             "target": self.target,
             "split": self.split,
             "videos": len(self.items),
+            "headline": self.headline,
+            "cross_validation": None if validation is None else validation.to_dict(),
+            "metrics_of": self.metrics_of,
+            "trained_on": self.trained_on,
             "metrics": self.metrics.to_dict(),
             "left_out": self.predictions.left_out,
-            "trained_on": self.trained_on,
             "warnings": list(self.warnings),
-            "cross_validation": None if validation is None else validation.to_dict(),
             **self.more,
         }
 
@@ -203,7 +231,7 @@ def measure_predictor(
     predictions = predictor.predict(dataset, items, target)
     scored = [item for item in items if item.id in predictions.scores]
     run = predictor.run if isinstance(predictor, RunPredictor) else None
-    seen, warnings = _seen(predictor, dataset, scored)
+    metrics_of, seen, warnings = _seen(predictor, dataset, scored)
     return Evaluation(
         model=predictor.spec.name,
         kind=predictor.kind,
@@ -219,6 +247,7 @@ def measure_predictor(
             [predictions.scores[item.id] for item in scored],
             seed=seed,
         ),
+        metrics_of=metrics_of,
         trained_on=seen,
         warnings=warnings,
         cross_validation=None
@@ -233,6 +262,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
     make_dir(folder)
     title = f"{evaluation.model} on {evaluation.dataset} ({evaluation.target})"
+    if evaluation.metrics_of not in _UNSEEN:
+        title += f", {evaluation.metrics_of}"
     truth, predicted = evaluation.pairs()
     plots.scatter(folder / SCATTER_FILE, truth, predicted, title=title)
     plots.calibration(folder / CALIBRATION_FILE, truth, predicted, title=title)
@@ -309,28 +340,41 @@ def _check_output(
 
 def _seen(
     predictor: RunPredictor | BundlePredictor, dataset: Dataset, scored: list[Item]
-) -> tuple[int | None, tuple[str, ...]]:
+) -> tuple[MetricsOf, int | None, tuple[str, ...]]:
     """How many of the scored videos the model was trained on, and what to warn of."""
     if isinstance(predictor, RunPredictor):
-        if predictor.run.dataset.get("name") != dataset.name:
-            return 0, ()
+        if not same_format(str(predictor.run.dataset.get("name")), dataset.name):
+            return "other videos", 0, ()
         trained = _training_ids(predictor.run)
         count = sum(csv_cell(item.id) in trained for item in scored)
         if not count:
-            return 0, ()
-        return count, (
-            f"{count:,} of the {plural(len(scored), 'measured video')} were trained on: the figures"
-            " of all of them say how well the model remembers, not how well it predicts",
+            return "other videos", 0, ()
+        part: MetricsOf = "training videos"
+        if count < len(scored):
+            part = "training videos and others"
+        return (
+            part,
+            count,
+            (
+                f"{count:,} of the {plural(len(scored), 'measured video')} were trained on: the"
+                " figures of all of them say how well the model remembers, not how well it"
+                " predicts",
+            ),
         )
     told = predictor.training.get("dataset")
     name = told.get("name") if isinstance(told, dict) else None
     if name is None:
-        return None, ()
-    if name != dataset.name:
-        return 0, ()
-    return None, (
-        f"this bundle was trained on {dataset.name}, too: figures on videos it was trained on say"
-        " how well it remembers, not how well it predicts (memcli evaluate --run knows which)",
+        return "not known", None, ()
+    if not same_format(str(name), dataset.name):
+        return "other videos", 0, ()
+    return (
+        "perhaps training videos",
+        None,
+        (
+            f"this bundle was trained on {dataset.name}, too: figures on videos it was trained on"
+            " say how well it remembers, not how well it predicts (memcli evaluate --run knows"
+            " which)",
+        ),
     )
 
 

@@ -299,6 +299,8 @@ def _on_device(encoder: torch.nn.Module, device: str) -> _Run:
     On two busy cores this is 1.3 times as fast as torch's own way (CLIP B/32 and SigLIP B/16)."""
     import torch
 
+    from memcli.train.memory import is_out_of_memory
+
     encoder = encoder.to(device).eval()
 
     def infer(*inputs: torch.Tensor) -> torch.Tensor:
@@ -310,8 +312,7 @@ def _on_device(encoder: torch.nn.Module, device: str) -> _Run:
         try:
             found = infer(*tensors) if device != "cpu" else _side_by_side(infer, tensors)
         except (RuntimeError, MemoryError) as error:
-            full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            if full or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise DeviceError(
                     f"not enough memory to encode {len(inputs[0])} {what} at a time",
                     where=device,

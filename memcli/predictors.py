@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ class _LeftOut(inputs.LeftOut):
             f"not one of {self._all:,} videos can be scored; the first, {printable(name)}:"
             f" {printable(reason)}",
             where=str(self._root),
-            next_step=f"See what is wrong:  memcli dataset check {printable(str(self._root))}",
+            next_step=f"See what is wrong:  memcli dataset check {shlex.quote(str(self._root))}",
         )
 
 
@@ -240,21 +241,21 @@ class RunPredictor:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class _DatasetCaptions:
-    """The captions of a dataset's videos, by path, for the scoring engine."""
+    """The captions of the videos that the scoring engine is at."""
 
     name: str
-    captions: Mapping[str, tuple[str, ...]]
+    by_path: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        content = json.dumps(sorted(self.captions.items()))
+        content = json.dumps(sorted(self.by_path.items()))
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def of(self, video: str) -> tuple[str, ...]:
         try:
-            return self.captions[video]
+            return self.by_path[video]
         except KeyError as error:
             raise VideoError(VideoErrorCode.NO_CAPTION, "no caption") from error
 
@@ -284,9 +285,9 @@ class BundlePredictor:
         left_out.add(inputs.missing_inputs(items, self.spec))
         kept = left_out.kept(items)
         settings = self._settings
+        captions = _DatasetCaptions(dataset.name)
         if self.spec.text is not None:
-            captions = {str(item.path): item.captions for item in kept}
-            settings = replace(settings, captions=_DatasetCaptions(dataset.name, captions))
+            settings = replace(settings, captions=captions)
         with open_scorer(settings, self._progress.message) as scorer:
             about = scorer.description
             self._engine = f"{about.engine} {about.version}, {about.device}, {about.precision}"
@@ -295,33 +296,33 @@ class BundlePredictor:
             if self.spec.prep is None:
                 scores = self._read(scorer, kept, counts)
             else:
-                scores = self._watched(scorer, kept, left_out, counts)
+                scores = self._watched(scorer, kept, captions, left_out, counts)
         return _split(scores, left_out)
 
     def _watched(
         self,
         scorer: Scorer,
         items: Sequence[Item],
+        captions: _DatasetCaptions,
         left_out: _LeftOut,
         counts: extraction.Counts,
     ) -> dict[str, float]:
         """Scores of videos; what cannot be decoded is left out."""
-        names: dict[str, list[str]] = {}
-        for item in items:
-            names.setdefault(str(item.path), []).append(item.id)
         scores: dict[str, float] = {}
-        with closing(scorer.score(Source(path) for path in names)) as rows:
-            for source, _, row in rows:
-                ids = names[source.path]
-                if row.score is None:
-                    counts.failed += len(ids)
-                    left_out.add(dict.fromkeys(ids, row.error or "no score"))
-                else:
-                    counts.done += len(ids)
-                    scores |= dict.fromkeys(ids, row.score)
-                    if row.error:
-                        self._progress.message(f"{source.path}: {row.error}")
-                self._progress.advance(counts)
+        for videos in _rounds(items, with_captions=self.spec.text is not None):
+            captions.by_path = {path: own[0].captions for path, own in videos.items()}
+            with closing(scorer.score(Source(path) for path in videos)) as rows:
+                for source, _, row in rows:
+                    ids = [item.id for item in videos[source.path]]
+                    if row.score is None:
+                        counts.failed += len(ids)
+                        left_out.add(dict.fromkeys(ids, row.error or "no score"))
+                    else:
+                        counts.done += len(ids)
+                        scores |= dict.fromkeys(ids, row.score)
+                        if row.error:
+                            self._progress.message(f"{source.path}: {row.error}")
+                    self._progress.advance(counts)
         return scores
 
     def _read(
@@ -347,6 +348,26 @@ class BundlePredictor:
             counts.done += len(batch)
             self._progress.advance(counts)
         return scores
+
+
+def _rounds(items: Sequence[Item], *, with_captions: bool) -> list[dict[str, list[Item]]]:
+    """Items by the path of their video, each path once in a round.
+
+    Several items may name one file. It is scored once for all of them; where captions matter, once
+    for each of their captions, in rounds, because the engine knows captions by path.
+    """
+    rounds: list[dict[str, list[Item]]] = []
+    for item in items:
+        for videos in rounds:
+            own = videos.setdefault(str(item.path), [item])
+            if own[0] is item:
+                break
+            if not with_captions or own[0].captions == item.captions:
+                own.append(item)
+                break
+        else:
+            rounds.append({str(item.path): [item]})
+    return rounds
 
 
 def _split(scores: Mapping[str, float], left_out: _LeftOut) -> Predictions:

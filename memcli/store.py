@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -96,7 +97,9 @@ def _bundle_at(path: Path) -> Bundle:
         return read_bundle(path.resolve())
     if path.is_file():
         raise UsageError(
-            "this is a packed bundle", where=str(path), next_step=f"memcli models add {path}"
+            "this is a packed bundle",
+            where=str(path),
+            next_step=f"memcli models add {shlex.quote(str(path))}",
         )
     raise UsageError("no such bundle", where=str(path))
 

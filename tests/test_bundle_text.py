@@ -1,6 +1,7 @@
 """Bundles of models that read captions: building, manifest, reference, installing."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_the_tokenizer_needs_a_hash_that_fits(memcli_home: Path) -> None:
     write_manifest(dataclasses.replace(bundle, variants={"fp32": stripped}))
     with pytest.raises(ModelError, match=r"no hash for fp32/tokenizer\.json"):
         read_bundle(bundle.root)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.bin", "tokenizer.txt", "../tokenizer.json"])
+def test_the_tokenizer_is_no_other_file(memcli_home: Path, name: str) -> None:
+    """Also not one that is there and has a hash, as the graph and its weights have."""
+    root = make_text_bundle(memcli_home).root
+    (root / "fp32" / "model.bin").write_bytes(b"x")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["spec"]["text"]["tokenizer"] = name
+    manifest["variants"]["fp32"]["files"]["fp32/model.bin"] = hashlib.sha256(b"x").hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match=r"spec\.text\.tokenizer is .*, not tokenizer\.json"):
+        read_bundle(root)
 
 
 def test_bundles_older_than_captions_still_open(memcli_home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from memcli.train.contrastive import (
     PairBatches,
     adapt,
     contrastive_loss,
+    joined,
     pair_rounds,
 )
 from memcli.train.data import Examples, StoredFrames
@@ -26,6 +28,7 @@ from memcli.train.loop import FitSettings
 from memcli.train.trainer import LAST_FILE, Machine
 
 CPU = Machine(device="cpu", save_every_s=0)
+TWO = replace(CPU, devices=2)
 KINDS = 8
 
 
@@ -103,11 +106,12 @@ def pairs_of(count: int, seed: int) -> Examples:
     return Examples(names, torch.zeros(count), StoredFrames(arrays), ids, mask)
 
 
-def adapted(folder: Path, **more: object) -> Adapted:
+def adapted(folder: Path, *, machine: Machine = CPU, **more: object) -> Adapted:
     torch.manual_seed(0)
     options: dict[str, object] = {"batch_size": 8, "max_epochs": 8, "learning_rate": 0.02}
     sides = pairs_of(8, 1), pairs_of(8, 2)
-    return adapt(Picture(), Words(), *sides, FitSettings(1, CPU), folder, **(options | more))  # type: ignore[arg-type]
+    settings = FitSettings(1, machine)
+    return adapt(Picture(), Words(), *sides, settings, folder, **(options | more))  # type: ignore[arg-type]
 
 
 def test_adaptation_aligns_the_towers_and_keeps_the_best(tmp_path: Path) -> None:
@@ -155,22 +159,46 @@ def test_range_test_gives_a_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 8])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_length_is_told_right(batch_size: int, ranks: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 2, 3, 9])
+def test_devices_share_each_batch(batch_size: int, ranks: int) -> None:
+    """Also where there are fewer pairs than devices: each has something to do in each step."""
     data = pairs_of(10, 0)
     assert data.mask is not None
     data.mask[3, 1] = 0
     data.mask[7] = 0
-    lengths = set()
-    seen: list[Tensor] = []
-    for rank in range(ranks):
-        batches = PairBatches(data, batch_size, seed=0, epoch=lambda: 2, share=(rank, ranks))
-        found = list(batches)
-        assert len(found) == len(batches)
-        lengths.add(len(found))
-        seen += [one.frames for one in found]
-    assert len(lengths) == 1
-    assert len({tuple(one.flatten().tolist()) for one in seen}) == len(seen)
+
+    def batches(rank: int, ranks: int) -> PairBatches:
+        return PairBatches(data, batch_size, seed=0, epoch=lambda: 2, share=(rank, ranks))
+
+    whole = list(batches(0, 1))
+    shares = [batches(rank, ranks) for rank in range(ranks)]
+    assert {len(one) for one in shares} == {len(whole)}
+    steps = list(zip(*shares, strict=True))
+    assert len(steps) == len(whole)
+    for batch, parts in zip(whole, steps, strict=True):
+        assert {one.pairs for one in parts} == {batch.pairs} == {len(batch.frames)}
+        assert {len(one.frames) for one in parts} == {-(-batch.pairs // ranks)}
+        for name in ("frames", "input_ids", "mask"):
+            share = torch.stack([getattr(one, name) for one in parts])
+            assert torch.equal(joined(share, batch.pairs), getattr(batch, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [8, 5], ids=["even shares", "shares of 5 and of 3 pairs"])
+def test_two_processes_adapt_as_one_does(tmp_path: Path, batch_size: int) -> None:
+    one = adapted(tmp_path / "1", max_epochs=3, batch_size=batch_size)
+    two = adapted(tmp_path / "2", max_epochs=3, batch_size=batch_size, machine=TWO)
+    for mine, other in zip(one.summary["history"], two.summary["history"], strict=True):
+        assert other == pytest.approx(mine, abs=1e-4)
+    for state, expected in ((two.vision, one.vision), (two.text, one.text)):
+        for key, value in expected.items():
+            assert torch.allclose(state[key], value, atol=1e-4), key  # sums in another order
+
+
+@pytest.mark.slow
+def test_a_batch_of_fewer_pairs_than_devices(tmp_path: Path) -> None:
+    found = adapted(tmp_path, max_epochs=1, machine=replace(TWO, devices=3), batch_size=2)
+    assert found.summary["epochs"] == 1
 
 
 def test_out_of_memory_says_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from cli import memcli
 from media import make_video
+
+from memcli.app import run
 
 LISTS = "path,score,caption,split,fold,group\n"
 
@@ -100,6 +105,28 @@ def test_decode_finds_what_does_not_decode(folder: Path) -> None:
     assert done.returncode == 1
     assert "1 error: video does not decode" in done.stdout
     assert f"  {folder / 'list.csv'}:4: {folder / 'b.mp4'}: " in done.stdout
+
+
+def test_decode_keeps_to_the_processors_of_the_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memcli.commands import dataset as command
+
+    threads = set()
+
+    def decode(*_: object) -> None:
+        threads.add(threading.get_ident())
+        time.sleep(0.01)
+
+    rows = "".join(f"{number}.mp4,0.5\n" for number in range(10))
+    for number in range(10):
+        shutil.copy(folder / "a.mp4", folder / f"{number}.mp4")
+    (folder / "list.csv").write_text(f"path,score\n{rows}")
+    monkeypatch.setattr(command, "_decode", decode)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert run(["dataset", "check", str(folder), "--decode"]) == 0
+    assert len(threads) == 1
 
 
 @pytest.mark.parametrize("words", [[], ["--dataset", "videomem"], ["--dataset", "lamem"]])

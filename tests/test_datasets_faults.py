@@ -1,6 +1,7 @@
 """Every fault a dataset may have: what it is called, on which line, and what is left."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,16 @@ def test_raise_on_errors_names_three_and_the_count(tmp_path: Path) -> None:
         "  and 5 more",
         f"  See them all:  memcli dataset check {table} --dataset csv",
     ]
+
+
+def test_the_next_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "it's; mine"
+    folder.mkdir()
+    with pytest.raises(DatasetError) as caught:
+        raise_on_errors(generic(folder, "a.mp4,2\n", "a.mp4"))
+    command = str(caught.value).partition("See them all:")[2]
+    table = str(folder / "list.csv")
+    assert shlex.split(command) == ["memcli", "dataset", "check", table, "--dataset", "csv"]
 
 
 def test_warnings_stop_only_the_strict(tmp_path: Path) -> None:

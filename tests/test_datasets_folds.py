@@ -1,6 +1,7 @@
 """Cross-validation folds: complete, balanced, repeatable, and no group on two sides."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcli.train.datasets import DatasetError, Item
-from memcli.train.datasets.folds import make_folds
+from memcli.train.datasets.folds import make_folds, together
 
 
 def items(groups: list[str | None], folds: list[int | None] | None = None) -> list[Item]:
@@ -92,3 +93,34 @@ def test_folds_of_the_dataset_that_cannot_be_used(groups, folds, says: str) -> N
 def test_too_few_says_the_numbers(groups, count: int, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         make_folds(items(groups), count, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(GROUPS, st.data(), st.integers(0, 2**31))
+def test_a_file_with_several_names_stays_on_one_side(
+    groups: list[str | None], data: st.DataObject, seed: int
+) -> None:
+    videos = items(groups)
+    files = data.draw(st.lists(st.integers(0, 9), min_size=len(videos), max_size=len(videos)))
+    videos = [
+        replace(one, path=Path(f"{'x/../' * (i % 2)}{file}.mp4"))
+        for i, (one, file) in enumerate(zip(videos, files, strict=True))
+    ]
+    try:
+        folds = make_folds(videos, 2, seed)
+    except DatasetError:  # all of one piece
+        assert len(set(together(videos))) < 2
+        return
+    for kind in (lambda one: one.group, lambda one: one.path.resolve()):
+        sides = defaultdict(set)
+        for one, fold in zip(videos, folds, strict=True):
+            sides[kind(one)].add(fold)
+        sides.pop(None, None)
+        assert all(len(found) == 1 for found in sides.values())
+
+
+def test_folds_of_the_dataset_that_divide_a_file() -> None:
+    videos = items([None] * 3, [0, 1, 1])
+    videos[2] = replace(videos[2], path=videos[0].path)
+    with pytest.raises(DatasetError, match=r"file .*v0.mp4' is in fold 1 here and in fold 0"):
+        make_folds(videos, 2, 0)

@@ -20,7 +20,7 @@ from memcli.spec import EncoderSpec
 from memcli.train import digests
 from memcli.train.checkpoints import locate
 from memcli.train.encoders import resolve
-from tests.tiny_hub import make_clip, make_vit
+from tests.tiny_hub import MAKERS, make_clip, make_vit
 
 SPEC = EncoderSpec("vision", "someone/vit", "a" * 40, 32, "MIT", "cls")
 REPLY: Any = SimpleNamespace(headers={}, request=None, status_code=404, text="")
@@ -155,11 +155,39 @@ def test_offline_asks_the_cache_only(hub: FakeHub) -> None:
     with pytest.raises(ModelError, match="--offline was given"):
         resolve(SPEC, offline=True)
     hub.fill("config.json")
-    with pytest.raises(ModelError, match="--offline was given"):
+    with pytest.raises(ModelError, match=r"has no weights.* --offline was given"):
         resolve(SPEC, offline=True)
     hub.fill()
     resolve(SPEC, offline=True)
     assert all(local for local, _ in hub.calls)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize(
+    ("make", "tower", "lost", "named"),
+    [
+        ("clip", "vision", ["preprocessor_config.json"], "preprocessor_config.json"),
+        ("clip", "text", ["tokenizer.json"], "tokenizer files (tokenizer.json)"),
+        ("siglip", "text", ["tokenizer.json", "spiece.model"], "tokenizer files (tokenizer.json)"),
+        ("roberta", "text", ["1_Pooling/config.json"], "1_Pooling/config.json"),
+        ("roberta", "text", ["model.safetensors"], "weights"),
+    ],
+)
+def test_what_the_cache_lacks_is_named(
+    hub: FakeHub, make: str, tower: Any, lost: list[str], named: str, offline: bool
+) -> None:
+    MAKERS[make](hub.snapshot.parent / "made").rename(hub.snapshot)
+    (hub.snapshot / "vocab.json").write_text("{}")  # which needs merges.txt beside it
+    for name in lost:
+        (hub.snapshot / name).unlink()
+    spec = EncoderSpec(tower, "someone/vit", "a" * 40, 32, "MIT", "cls")
+    with pytest.raises(ModelError) as caught:
+        resolve(spec, offline=offline)
+    first, *rest = str(caught.value).splitlines()
+    assert f"the {tower} encoder someone/vit has no {named}" in first
+    assert "in the hub's cache on this machine, and" in first
+    assert first.endswith("--offline was given" if offline else "the hub cannot be reached")
+    assert any("On a machine with network, download" in line for line in rest)
 
 
 def test_a_repository_without_weights_is_refused(hub: FakeHub) -> None:

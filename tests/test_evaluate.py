@@ -59,6 +59,8 @@ def test_bundle_is_measured_on_what_it_scores(
     assert entry["left_out"] == {}
     assert entry["cross_validation"] is None
     assert (entry["model"], entry["kind"], entry["dataset"]) == ("tiny", "bundle", "csv")
+    assert (entry["headline"], entry["metrics_of"]) == ("metrics", "not known")
+    assert "training videos" not in shown
     assert f"SRCC  {entry['metrics']['srcc']['value']:>8.4f}" in shown
     assert "10 of 10 videos" in shown
     assert "measured bundle" in shown
@@ -239,5 +241,69 @@ def test_bundle_of_the_same_dataset_is_warned_of(
     manifest.write_text(json.dumps(entry))
     out = tmp_path / "out"
     evaluate("tiny", "--dataset", "csv", "--data", planted, "--output", out)
-    assert "warning: this bundle was trained on csv, too" in capsys.readouterr().err
-    assert metrics_of(out)["trained_on"] is None
+    shown = capsys.readouterr()
+    assert "warning: this bundle was trained on csv, too" in shown.err
+    lines = shown.out.splitlines()
+    place = lines.index("videos that it may have been trained on:")
+    assert lines[place - 2].startswith("no figures of held-out videos")
+    assert lines[place + 2].startswith("SRCC")
+    found = metrics_of(out)
+    assert (found["headline"], found["metrics_of"]) == (None, "perhaps training videos")
+    assert found["trained_on"] is None
+
+
+def make_twins(folder: Path, planted: Path, captions: tuple[str, str]) -> Path:
+    """A dataset in which two ids name one file; there is a third video."""
+    (folder / "videos").mkdir(parents=True)
+    for number in (0, 1):
+        shutil.copy(planted.parent / "videos" / f"clip000{number}.mp4", folder / "videos")
+    table = folder / "clips.csv"
+    table.write_text(
+        f"path,score,caption\nclip0000.mp4,0.2,{captions[0]}\n"
+        f"videos/clip0000.mp4,0.4,{captions[1]}\nclip0001.mp4,0.6,a\n"
+    )
+    return table
+
+
+def test_two_ids_of_one_file_both_have_its_score(
+    memcli_home: Path, planted: Path, tmp_path: Path
+) -> None:
+    make_tiny_bundle(memcli_home)
+    table = make_twins(tmp_path / "data", planted, ("a", "a dog"))
+    out = tmp_path / "out"
+    evaluate("tiny", "--dataset", "csv", "--data", table, "--output", out)
+    predicted = {row["id"]: float(row["predicted"]) for row in rows_of(out)}
+    assert predicted["clip0000.mp4"] == predicted["videos/clip0000.mp4"]
+    assert predicted["clip0000.mp4"] != predicted["clip0001.mp4"]
+
+
+def test_two_ids_of_one_file_have_captions_of_their_own(
+    memcli_home: Path, planted: Path, tmp_path: Path
+) -> None:
+    make_text_bundle(memcli_home, frames=True)
+    found = {}
+    for name, captions in {
+        "both": ("a", "a dog a dog"),
+        "short": ("a", "a"),
+        "long": ("a dog a dog", "a dog a dog"),
+    }.items():
+        out = tmp_path / name
+        table = make_twins(tmp_path / f"data-{name}", planted, captions)
+        evaluate("tiny-fusion", "--dataset", "csv", "--data", table, "--output", out)
+        found[name] = {row["id"]: float(row["predicted"]) for row in rows_of(out)}
+    first, second, third = "clip0000.mp4", "videos/clip0000.mp4", "clip0001.mp4"
+    assert found["short"][first] == found["short"][second]
+    assert found["both"][first] == found["short"][first]
+    assert found["both"][second] == found["long"][second] != found["short"][second]
+    assert found["both"][third] == found["short"][third]
+
+
+def test_the_next_command_is_quoted_for_the_shell(
+    memcli_home: Path, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tiny_bundle(memcli_home)
+    folder = tmp_path / "my data; echo"
+    folder.mkdir()
+    shutil.copy(planted, folder)
+    evaluate("tiny", "--dataset", "csv", "--data", folder, "--output", tmp_path / "out", code=2)
+    assert f"memcli dataset check '{folder}'" in capsys.readouterr().err

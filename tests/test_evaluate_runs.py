@@ -128,7 +128,18 @@ def test_run_of_frames_and_captions(
         value = own["metrics"]["srcc"]["value"]
         assert value == pytest.approx(theirs["metrics"]["srcc"]["value"], abs=1e-9)
     assert validation["mean_srcc"] == pytest.approx(run.metrics["mean_srcc"])
-    assert "held-out videos of the training (10)" in shown.out
+    assert (entry["headline"], entry["metrics_of"]) == ("cross_validation", "training videos")
+    assert list(entry).index("cross_validation") < list(entry).index("metrics")
+    lines = shown.out.splitlines()
+    (held,) = (
+        n for n, x in enumerate(lines) if x.startswith("held-out videos of the training (10")
+    )
+    (seen,) = (n for n, line in enumerate(lines) if line.startswith("training videos (10 of 10): "))
+    tables = [n for n, line in enumerate(lines) if line.startswith("SRCC")]
+    assert held < tables[0] < seen < tables[1]
+    own, whole = validation["held_out"]["srcc"]["value"], entry["metrics"]["srcc"]["value"]
+    assert float(lines[tables[0]].split()[1]) == pytest.approx(own, abs=5e-5)
+    assert float(lines[tables[1]].split()[1]) == pytest.approx(whole, abs=5e-5)
     with (tmp_path / "predictions.csv").open(newline="") as stream:
         assert {row["fold"] for row in csv.DictReader(stream)} == {"1", "2"}
 
@@ -153,6 +164,7 @@ def test_run_with_a_trained_encoder(runs: Any, data: Path, tmp_path: Path) -> No
     assert found == pytest.approx(original(run, data), abs=1e-5)
     assert entry["trained_on"] == 8  # the last fifth is the dev split
     assert entry["cross_validation"]["held_out"]["n"] == 2
+    assert entry["metrics_of"] == "training videos and others"
 
 
 def test_run_with_an_adapted_encoder(runs: Any, data: Path, tmp_path: Path) -> None:
@@ -169,7 +181,17 @@ def test_held_out_split_has_not_been_trained_on(
     arguments = (run.folder, "--dataset", "csv", "--data", data, "--split", "dev")
     entry, found = evaluate(tmp_path, *arguments)
     assert (len(found), entry["trained_on"], entry["warnings"]) == (2, 0, [])
+    assert (entry["headline"], entry["metrics_of"]) == ("metrics", "other videos")
     assert "warning" not in capsys.readouterr().err
+
+
+def test_the_generic_form_by_its_other_name_is_the_same_data(
+    runs: Any, data: Path, tmp_path: Path
+) -> None:
+    run = runs("clip-vision-tuned", "official", encoder="clip")
+    entry, _ = evaluate(tmp_path, run.folder, "--dataset", "moviemem", "--data", data)
+    assert entry["trained_on"] == 8
+    assert entry["metrics_of"] == "training videos and others"
 
 
 def test_scores_of_another_table_are_not_the_runs_own(
@@ -182,6 +204,7 @@ def test_scores_of_another_table_are_not_the_runs_own(
     arguments = (run.folder, "--dataset", "csv", "--data", folder / data.name)
     entry, _ = evaluate(tmp_path / "out", *arguments)
     assert entry["cross_validation"] is None
+    assert (entry["headline"], entry["metrics_of"]) == (None, "training videos")
     assert entry["trained_on"] == 10
 
 

@@ -325,13 +325,21 @@ def test_threads_share_a_batch_by_its_rows(rows: int) -> None:
         assert {threads for _, threads in seen} == {1}
 
 
-@pytest.mark.parametrize("kind", ["OutOfMemoryError", "RuntimeError"])
-def test_too_little_memory_says_what_was_tried(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory"),
+        ("RuntimeError", "CUDA error: out of memory"),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    ],
+)
+def test_too_little_memory_says_what_was_tried(kind: str, words: str) -> None:
     torch = pytest.importorskip("torch")
 
     class Large(torch.nn.Module):
         def forward(self, frames: object) -> object:
-            raise getattr(torch, kind, RuntimeError)("DefaultCPUAllocator: can't allocate memory")
+            raise getattr(torch, kind, RuntimeError)(words)
 
     class Broken(torch.nn.Module):
         def forward(self, frames: object) -> Sequence[float]:

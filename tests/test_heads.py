@@ -16,11 +16,14 @@ torch = pytest.importorskip("torch")
 
 from memcli.train.heads import (  # noqa: E402
     HEADS,
+    FusionTransformer,
     LateFusion,
     RegressionHead,
     RidgeHead,
+    TextPerceptron,
     fit_bayesian_ridge,
     make_head,
+    option_defaults,
 )
 
 TRANSFORMER: dict[str, int | float | str] = {
@@ -352,6 +355,9 @@ def test_heads_train() -> None:
         ("LateFusion", {"alpha": 1.1}, D, D, "alpha is 1.1"),
         ("LateFusion", {"alpha": float("nan")}, D, D, "alpha is nan"),
         ("LateFusion", {}, D, None, "reads captions"),
+        ("LateFusion", {"beta": 1}, D, D, "Options: alpha, width, depth, heads, feed_forward,"),
+        ("LateFusion", {"text_width": 2.5}, D, D, "'text_width' of the head LateFusion is 2.5"),
+        ("LateFusion", {"depth": 65}, D, D, "depth is 65"),
         ("RidgeHead", {"alpha": 1}, D, None, "It has none."),
         ("RegressionHead", {}, D, D, "not both"),
         ("RegressionHead", {}, None, None, "has no encoder"),
@@ -370,6 +376,18 @@ def test_integer_for_a_float_option_is_taken() -> None:
     frames, captions = features(B, T, D), features(B, C, D)
     scores = run(head.eval(), frames, captions, None)
     torch.testing.assert_close(scores.score, scores.branches[0])
+
+
+def test_late_fusion_has_the_options_of_its_parts() -> None:
+    """So it is, with their defaults, the two models of their own."""
+    fused = option_defaults(LateFusion)
+    parts = option_defaults(FusionTransformer) | option_defaults(TextPerceptron)
+    assert fused == {"alpha": 0.7} | parts
+    head: Any = make_head(HeadSpec("LateFusion", {**TRANSFORMER, "text_width": 20}), D, D)
+    assert head.text.layers[0].out_features == 20
+    assert len(head.vision.transformer.blocks) == TRANSFORMER["depth"]
+    with pytest.raises(TypeError, match="beta"):
+        LateFusion(D, D, beta=1)
 
 
 def test_missing_inputs_are_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from memcli.train.learner import Learner
 from memcli.train.loop import FitSettings, Fitted, fit, predict
 from memcli.train.metrics import srcc
 from memcli.train.range_test import step_losses, suggestion
-from memcli.train.trainer import LAST_FILE, Logs, Machine, plainly
+from memcli.train.trainer import Logs, Machine, plainly
 
 CPU = Machine(device="cpu", save_every_s=0)
 RECIPE = Recipe(epochs=12, batch_size=16, learning_rate=0.05, unit="frame")
@@ -248,28 +247,26 @@ def test_out_of_memory_says_the_size_or_halves_it(tmp_path: Path) -> None:
     assert torch.equal(halved.state["inner.score.weight"], direct.state["inner.score.weight"])
 
 
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
+def test_the_training_loss_is_the_mean_over_samples(tmp_path: Path) -> None:
+    """The last of the batches of 30, 30 and 4 has a large loss that counts as 4 samples only."""
+    steps: list[tuple[int, float]] = []
 
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(()))
 
-@pytest.mark.parametrize("kind", ["garbage", "pickle", "torch", "other"])
-def test_a_bad_checkpoint_is_refused_and_never_executed(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / LAST_FILE
-    if kind == "garbage":
-        path.write_bytes(b"PK\3\4 nothing")
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(Evil()))
-    elif kind == "torch":
-        torch.save({"state_dict": Evil()}, path)
-    else:
-        torch.save({"state_dict": {"model.other": torch.zeros(1)}}, path)
-    with pytest.raises(ModelError, match="checkpoint"):
-        trained(tmp_path)
-    assert not (tmp_path / "executed").exists()
+        def forward(self, frames: Tensor, *_: object) -> Scores:
+            steps.append((len(frames), 1.0 if len(frames) == 30 else 3.0))
+            score = torch.full((len(frames),), steps[-1][1]) + self.bias
+            return Scores(score, None, (score,))
+
+    data = replace(examples(64), scores=torch.zeros(64))
+    recipe = replace(RECIPE, epochs=1, batch_size=30, unit="video", learning_rate=1e-12)
+    fitted = fit(Noting(), data, None, recipe, FitSettings(3, CPU), tmp_path)
+    assert [size for size, _ in steps] == [30, 30, 4]
+    expected = sum(size * value**2 for size, value in steps) / 64
+    assert fitted.history[0]["train_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_divergence_is_said(tmp_path: Path) -> None:

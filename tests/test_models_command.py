@@ -80,6 +80,27 @@ def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) ->
     assert "holdout videos: max |difference| 0.01, mean 0.002, SRCC 0.9990" in done.stdout
 
 
+def test_a_packed_bundle_is_to_be_added_by_a_quoted_command(tmp_path: Path) -> None:
+    path = tmp_path / "my model.memcli"
+    path.write_bytes(b"PK")
+    done = memcli("models", "show", path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"memcli models add '{path}'" in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.encoders])
+def test_show_says_of_each_encoder_whether_it_is_pinned(
+    name: str, memcli_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "show", name]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder")]
+    assert len(lines) == len(MODELS[name].encoders)
+    for line, encoder in zip(lines, MODELS[name].encoders, strict=True):
+        assert f"{encoder.tower}: {encoder.repository}," in line
+        pinned = f"revision {encoder.revision}"
+        assert line.endswith(pinned if encoder.revision else "the newest, which the run records")
+
+
 @pytest.mark.parametrize("word", ["show", "rm", "pull"])
 @pytest.mark.parametrize(("name", "meant"), [("Resmen", "resmem"), ("tinny", "tiny")])
 def test_an_unknown_name_is_a_usage_error_with_the_closest(

@@ -211,6 +211,29 @@ def test_an_unforeseen_error_is_a_failed_row_too(
     assert "| brr | 0.243 ± 0.07 | failed" not in page
 
 
+def test_a_figure_is_kept_when_the_rest_of_its_row_fails(
+    early: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from memcli import training
+
+    original: Any = training.train_model
+
+    def broken(settings: Any, *rest: Any, **named: Any) -> Any:
+        if settings.split == "official":
+            raise ValueError("broken inside")
+        return original(settings, *rest, **named)
+
+    monkeypatch.setattr(training, "train_model", broken)
+    assert early("--models", "brr") == 1
+    found = figures(tmp_path / "out")
+    assert found["brr", "SRCC, test", "obtained"]["status"] == "failed"
+    assert found["brr", "SRCC, cross-validation", "obtained"]["status"] == "ok"
+    assert "broken inside" in capsys.readouterr().out
+
+
 def test_a_run_of_other_settings_is_not_taken_for_the_row(
     early: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,3 +121,11 @@ def test_other_rows() -> None:
     assert [test for _, test in ADAPTATION_LOSSES][:3] == [1.93658, 0.4209, 0.4538]
     assert [train for train, _ in ADAPTATION_LOSSES][-1] == 0.0316
     assert published("vision", "MovieMem, test set", "PLCC") is None
+
+
+def test_a_new_model_of_a_paper_needs_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FCLIP_ROWS, "vit")
+    monkeypatch.delitem(SPREADS, "vision")
+    assert row_labels("fclip", "vit") == ("–", "vit")
+    assert set(row_figures("fclip", "vit")) == {"Batch size"}
+    assert row_figures("early-fusion", "vision")["SRCC, cross-validation"].std is None

@@ -18,7 +18,7 @@ from memcli.tokens import Tokeniser
 
 pytest.importorskip("transformers")
 
-from memcli.train.encoders import Checkpoint, resolve, text_prep
+from memcli.train.encoders import Checkpoint, load_encoder, resolve, text_prep
 from tests.tiny_hub import MAKERS, TOKENS
 
 CAPTIONS = [
@@ -208,6 +208,65 @@ def test_padding_goes_to_the_side_that_the_file_says(
     batch = Tokeniser(cases["bert"].prep, path).encode([["a dog", "dog"]])
     assert batch.attention_mask[0].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert batch.input_ids[0, 1, 0] == 0
+
+
+def padding_left(folder: Path) -> Path:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["clip", "distilbert", "bert", "roberta"])
+def test_a_tokenizer_that_pads_left_is_refused_where_that_changes_captions(
+    tmp_path: Path, kind: str
+) -> None:
+    """With transformers, such a caption's embedding depends on the others of its batch."""
+    with pytest.raises(ModelError, match="pads on the left") as caught:
+        text_prep(_checkpoint(padding_left(MAKERS[kind](tmp_path))))
+    assert '"padding_side": "right"' in str(caught.value)
+
+
+def test_siglip_2_pads_left_where_its_tokenizer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Always to one length, so a caption is the same in every batch: as transformers has it."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    monkeypatch.setenv("MEMCLI_HOME", str(tmp_path / "home"))
+    folder = padding_left(MAKERS["siglip2"](tmp_path))
+    spec, checkpoint = resolve(EncoderSpec("text", str(folder), None, 32, "none"))
+    prep, path = text_prep(checkpoint)
+    captions = ["a dog", "a red bird"]
+    batch = Tokeniser(prep, path).encode([captions])
+    own = AutoTokenizer.from_pretrained(folder)(
+        captions, padding="max_length", max_length=TOKENS, return_tensors="pt"
+    )
+    assert batch.input_ids[0].tolist() == own["input_ids"].tolist()
+    assert batch.input_ids[0, 0, 0] == prep.pad_id
+    encoder = load_encoder(spec, checkpoint, prep)
+    whole = AutoModel.from_pretrained(folder).eval()
+    ids, mask = torch.from_numpy(batch.input_ids[0]), torch.from_numpy(batch.attention_mask[0])
+    with torch.no_grad():
+        expected = whole.text_model(input_ids=own["input_ids"]).pooler_output
+        torch.testing.assert_close(encoder(ids, mask), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_siglip_pads_left_where_its_settings_say_so(cases: dict[str, Case], tmp_path: Path) -> None:
+    right = cases["siglip"].tokeniser.encode([["a dog"]]).input_ids[0, 0].tolist()
+    folder = padding_left(MAKERS["siglip"](tmp_path))
+    prep, path = text_prep(replace(_checkpoint(folder), digest="left"))
+    left = Tokeniser(prep, path).encode([["a dog"]])
+    count = int(left.attention_mask.sum())
+    assert left.input_ids[0, 0].tolist() == right[count:] + right[:count]
+
+
+def test_siglip_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = MAKERS["siglip"](tmp_path)
+    for name in ("spiece.model", "tokenizer.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match=r"no spiece\.model and no tokenizer\.json"):
+        text_prep(_checkpoint(folder))
 
 
 def test_a_file_without_special_tokens_still_shows_an_empty_caption(tmp_path: Path) -> None:

@@ -97,13 +97,19 @@ def test_one_line_and_an_exit_code(
 def test_a_run_of_another_model_is_not_gone_on_with(
     clips: Path, siglip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "run"
+    output = tmp_path / "my run; echo"
     more = ["--split", "full", "--output", str(output)]
     assert run_command(arguments("brr", clips, siglip, *more)) == 0
-    assert run_command(["train", "vision", "--resume", str(output)]) == 2
-    assert "a run of brr, not of vision" in capsys.readouterr().err
-    assert run_command(arguments("brr", clips, siglip, *more)) == 2
-    assert "not empty" in capsys.readouterr().err
+    for line, message, advice in (
+        (["train", "vision", "--resume", str(output)], "a run of brr, not of vision", "--resume"),
+        (arguments("brr", clips, siglip, *more), "not empty", "memcli train brr --resume"),
+        (["train", "brr", "--resume", str(output)], "complete", "memcli export brr --run"),
+    ):
+        capsys.readouterr()
+        assert run_command(line) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert f"{advice} '{output}'\n" in error
 
 
 def test_ctrl_c_says_how_to_go_on(clips: Path, siglip: str, memcli_home: Path) -> None:

@@ -161,10 +161,10 @@ def test_resumed_is_as_uninterrupted(
     )
     whole = train_model(wanted)
     watch = Watch(stop_at)
-    output = tmp_path / "run"
+    output = tmp_path / "my run"
     with pytest.raises(KeyboardInterrupt):
         train_model(replace(wanted, output=output), watch)
-    assert any(f"memcli train vision --resume {output}" in text for text in watch.messages)
+    assert any(f"memcli train vision --resume '{output}'" in text for text in watch.messages)
     assert read_run("vision").folder == whole.folder
     again = Watch()
     resumed = train_model(TrainSettings("vision", "", Path(), device="cpu"), again, resume=output)
@@ -179,8 +179,9 @@ def test_resumed_is_as_uninterrupted(
     assert read_run("vision").folder == output
 
 
+@pytest.mark.parametrize("column", ["score", "group", "video"])
 def test_a_changed_dataset_is_not_gone_on_with(
-    clips: Path, hub: dict[str, str], tmp_path: Path
+    clips: Path, hub: dict[str, str], tmp_path: Path, column: str
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(clips, data)
@@ -193,10 +194,17 @@ def test_a_changed_dataset_is_not_gone_on_with(
 
     with pytest.raises(KeyboardInterrupt):
         train_model(wanted, Stop())
-    text = (data / "planted.csv").read_text().splitlines()
-    first = text[1].split(",")
-    rows = [line.replace(f",{first[1]},", ",0.5,") for line in text]
-    (data / "planted.csv").write_text("\n".join(rows) + "\n")
+    rows = table(data / "planted.csv")
+    if column == "video":
+        with (data / rows[0]["path"]).open("ab") as stream:
+            stream.write(b"more")
+    for row in rows:
+        if row["path"] == rows[0]["path"] and column != "video":
+            row[column] = "0.5"
+    with (data / "planted.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     with pytest.raises(DatasetError, match="has changed"):
         train_model(TrainSettings("brr", "", Path(), device="cpu"), resume=tmp_path / "run")
 
@@ -360,6 +368,12 @@ def test_precomputed_features(tmp_path: Path) -> None:
         train_model(replace(wanted, features="I3D"))
     with pytest.raises(UsageError, match="precomputed features"):
         train_model(replace(wanted, model="text"))
+    with (folder / "-v0.npy").open("wb") as stream:
+        np.save(stream, np.zeros((600, 6), np.float32))
+    for number in range(1, 30):
+        shutil.copy(folder / "-v0.npy", folder / f"-v{number}.npy")
+    with pytest.raises(DatasetError, match="features of 600 frames each"):
+        train_model(wanted)
 
 
 def test_held_out_videos_are_not_trained_on(tmp_path: Path) -> None:
@@ -396,7 +410,10 @@ def test_held_out_videos_are_not_trained_on(tmp_path: Path) -> None:
         ({"device": "tpu"}, "no device 'tpu'"),
         ({"data": Path("/nowhere")}, "nowhere"),
         ({"learning_rate": -1.0}, "not positive"),
-        ({"features": "ViT"}, "no features called"),
+        ({"features": "ViT"}, "take the place of encoder"),
+        ({"features": "ViT", "encoder": None}, "no features called"),
+        ({"features": "ViT", "encoder": None, "frames": 3}, "take the place of encoder"),
+        ({"model": "brr", "options": {}}, "brr is fitted in one step"),
         ({"split": "half"}, "no split"),
     ],
 )
@@ -407,6 +424,22 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     with pytest.raises((UsageError, ModelError, DeviceError), match=message):
         train_model(replace(wanted, **changes))
     assert not runs_dir("vision").exists()
+
+
+def test_precision_and_encoder_of_a_run_are_kept_when_it_is_resumed_elsewhere(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "siglip").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    wanted = settings("vision", clips, encoder="models/siglip", text_encoder="owner/name")
+    entry = json.loads(json.dumps(replace(wanted, precision="bf16", devices=2).to_dict()))
+    run = Run(Path(), get_model("vision"), {}, 0, (), {}, "training", settings=entry)
+    found = TrainSettings("vision", "", Path()).resumed(run)
+    assert (found.precision, found.devices, found.auto_batch) == ("bf16", 2, False)
+    assert found.encoder == str(tmp_path / "models" / "siglip")
+    assert found.text_encoder == "owner/name"
+    other = TrainSettings("vision", "", Path(), devices=1, auto_batch=True).resumed(run)
+    assert (other.devices, other.auto_batch) == (1, True)
 
 
 def test_settings_in_a_run_are_plain_json(clips: Path) -> None:

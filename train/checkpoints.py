@@ -17,31 +17,16 @@ from typing import Any
 from memcli.errors import ModelError, UsageError
 from memcli.spec import EncoderSpec
 from memcli.text import printable
-from memcli.train.digests import folder_digest
+from memcli.train.digests import INPUT_FILES, folder_digest
 
 Report = Callable[[str], None]
 
 _MAX_JSON_BYTES = 4 << 20
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_SMALL_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "README.md",
-)
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+_SMALL_FILES = ("config.json", *INPUT_FILES["vision"], *INPUT_FILES["text"], "README.md")
+_TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
+"""Any of these sets of files is a whole tokenizer."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -153,12 +138,23 @@ def missing_files(folder: Path, spec: EncoderSpec) -> str | None:
         return "config.json"
     if not weight_files(folder):
         return "weights (model.safetensors or pytorch_model.bin)"
-    prep = ("preprocessor_config.json", "processor_config.json")
-    if spec.tower == "vision" and not any((folder / name).is_file() for name in prep):
-        return "preprocessor_config.json"
-    if spec.tower == "text" and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    there = {name for name in INPUT_FILES[spec.tower] if (folder / name).is_file()}
+    if spec.tower == "vision":
+        return None if there else "preprocessor_config.json"
+    if not any(there.issuperset(names) for names in _TOKENIZERS):
         return "tokenizer files (tokenizer.json)"
+    if "modules.json" in there and "1_Pooling/config.json" not in there:
+        pools = b"Pooling" in _head(folder / "modules.json")
+        return "1_Pooling/config.json" if pools else None
     return None
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_JSON_BYTES)
+    except OSError:
+        return b""
 
 
 def _overridden(spec: EncoderSpec, override: str | None) -> EncoderSpec:
@@ -189,22 +185,26 @@ def _from_hub(spec: EncoderSpec, offline: bool, report: Report) -> Path:
             )
         )
 
+    here = "is not on this machine"
     if offline or spec.revision is not None:
         try:
             folder = fetch(True, *_SMALL_FILES)
-            if missing_files(folder, spec) is None:
-                return folder
         except (hub.LocalEntryNotFoundError, OSError, ValueError):
             pass
+        else:
+            missing = missing_files(folder, spec)
+            if missing is None:
+                return folder
+            here = f"has no {missing} in the hub's cache on this machine"
     if offline:
-        raise _not_here(spec, "is not in the hub's cache on this machine, and --offline was given")
+        raise _not_here(spec, f"{here}, and --offline was given")
     report(f"encoder {spec.repository} from the hub")
     try:
         folder = fetch(False, *_SMALL_FILES, *_SAFETENSORS, "model-*.safetensors")
         if not weight_files(folder):
             folder = fetch(False, *_SMALL_FILES, *_TORCH, "pytorch_model-*.bin")
     except hub.LocalEntryNotFoundError as error:  # what it raises without network
-        raise _not_here(spec, "is not on this machine, and the hub cannot be reached") from error
+        raise _not_here(spec, f"{here}, and the hub cannot be reached") from error
     except hub.GatedRepoError as error:
         raise _not_here(
             spec,

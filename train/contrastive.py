@@ -55,7 +55,7 @@ _VALIDATION_EPOCH = 0
 
 
 class PairBatch(NamedTuple):
-    """B matching pairs."""
+    """B matching pairs, or a device's share of them."""
 
     frames: Tensor
     """uint8 [B, H, W, 3]"""
@@ -63,6 +63,8 @@ class PairBatch(NamedTuple):
     """int64 [B, L]"""
     mask: Tensor
     """int64 [B, L]"""
+    pairs: int
+    """B of all devices together; what their shares have beyond it is padding."""
 
 
 class Towers(nn.Module):
@@ -109,7 +111,12 @@ def pair_rounds(
 
 
 class PairBatches:
-    """Batches of an epoch for Lightning. `share`: (rank, of how many); ranks take whole batches."""
+    """Batches of an epoch for Lightning. With several devices `batch_size` is that of all together.
+
+    `share` says which part of each batch is ours: (rank, of how many). Pair k is row k // ranks of
+    rank k % ranks. All shares of a batch are of one length, so that embeddings can be exchanged:
+    where the pairs do not suffice for that, the first of them are there once more.
+    """
 
     def __init__(
         self,
@@ -130,8 +137,7 @@ class PairBatches:
         self._rank, self._ranks = share
         counts = self._frames * self._present.sum(1)
         sizes = [int((counts > number).sum()) for number in range(int(counts.max()))]
-        whole = sum(size // batch_size + (size % batch_size > 1) for size in sizes)
-        self._length = whole // self._ranks
+        self._length = sum(size // batch_size + (size % batch_size > 1) for size in sizes)
 
     def __len__(self) -> int:
         return self._length
@@ -139,16 +145,19 @@ class PairBatches:
     def __iter__(self) -> Iterator[PairBatch]:
         generator = epoch_generator(self._seed, self._epoch())
         rounds = pair_rounds(self._frames, self._present, self._batch_size, generator)
-        for number, pairs in enumerate(rounds):
-            # Ranks make the same number of steps: the last, incomplete round of them is left out.
-            if number % self._ranks != self._rank or number // self._ranks >= self._length:
-                continue
-            video, frame, caption = pairs.unbind(1)
+        for pairs in rounds:
+            padded = torch.arange(-(-len(pairs) // self._ranks) * self._ranks) % len(pairs)
+            video, frame, caption = pairs[padded[self._rank :: self._ranks]].unbind(1)
             batch = self._examples.batch(video, frame=frame, caption=caption)
             assert batch.frames is not None
             assert batch.captions is not None
             assert batch.mask is not None
-            yield PairBatch(batch.frames[:, 0], batch.captions[:, 0], batch.mask[:, 0])
+            yield PairBatch(batch.frames[:, 0], batch.captions[:, 0], batch.mask[:, 0], len(pairs))
+
+
+def joined(shares: Tensor, pairs: int) -> Tensor:
+    """The embeddings [pairs, D] of a batch from those of each rank's share [ranks, rows, D]."""
+    return shares.transpose(0, 1).flatten(0, 1)[:pairs]
 
 
 class PairLearner(Resumable):
@@ -207,13 +216,19 @@ class PairLearner(Resumable):
         torch.manual_seed(epoch_seed(self._seed, self.current_epoch) + self.global_rank)
 
     def training_step(self, batch: PairBatch, _index: int) -> Tensor:
-        loss = contrastive_loss(*self.model(batch))
-        self._sums.append(loss.detach())
+        embeddings = self.model(batch)
+        if self.trainer.world_size > 1:
+            # Each pair differs from the whole batch's others. Every device computes this loss; the
+            # gradients that come back through the exchange and their mean are those of one device.
+            shares = self.all_gather(embeddings, sync_grads=True)
+            embeddings = [joined(one, batch.pairs) for one in shares]
+        loss = contrastive_loss(*embeddings)
+        self.note_loss(loss, batch.pairs)
         return loss
 
     def validation_step(self, batch: PairBatch, _index: int) -> None:
-        self._losses.append(contrastive_loss(*self.model(batch)) * len(batch.frames))
-        self._losses.append(torch.tensor(float(len(batch.frames)), device=self.device))
+        self._losses.append(contrastive_loss(*self.model(batch)) * batch.pairs)
+        self._losses.append(torch.tensor(float(batch.pairs), device=self.device))
 
     def on_validation_epoch_end(self) -> None:
         found, self._losses = torch.stack(self._losses), []
@@ -227,9 +242,10 @@ def loss_before(learner: PairLearner, device: str) -> float:
     try:
         with torch.inference_mode():
             for batch in learner.val_dataloader():
-                moved = PairBatch(*(one.to(device) for one in batch))
-                total += float(contrastive_loss(*learner.model(moved))) * len(batch.frames)
-                pairs += len(batch.frames)
+                frames, input_ids, mask = (one.to(device) for one in batch[:3])
+                moved = PairBatch(frames, input_ids, mask, batch.pairs)
+                total += float(contrastive_loss(*learner.model(moved))) * batch.pairs
+                pairs += batch.pairs
     finally:
         learner.model.cpu().train()
     return total / pairs

@@ -12,7 +12,7 @@ from typing import Literal
 from memcli.errors import ModelError
 from memcli.home import cache_dir, make_dir
 
-_NAMES = {
+INPUT_FILES = {
     "vision": ("preprocessor_config.json", "processor_config.json"),
     "text": (
         "tokenizer.json",
@@ -28,8 +28,8 @@ _NAMES = {
         "sentence_bert_config.json",
     ),
 }
-"""By tower: a folder of the hub's cache gets the other tower's files once somebody asks for them,
-which changes nothing for this one."""
+"""What prepares the inputs, by tower: a folder of the hub's cache gets the other tower's files once
+somebody asks for them, which changes nothing for this one."""
 _MAX_REMEMBERED = 1000
 _BLOCK = 1 << 20
 
@@ -41,7 +41,7 @@ def folder_digest(folder: Path, weights: Sequence[Path], tower: Literal["vision"
     Files are hashed anew only if their size or time of change differ from the last time.
     Raises ModelError if one cannot be read.
     """
-    names = ("config.json", *_NAMES[tower])
+    names = ("config.json", *INPUT_FILES[tower])
     files = {name: folder / name for name in names if (folder / name).is_file()}
     files.update({path.name: path for path in weights})
     memory = _Memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,16 @@ from memcli.train.trainer import (
 Tell = Callable[[int, dict[str, float]], None]
 Monitor = Literal["val_srcc", "val_loss"]
 _MODES = {"val_srcc": "max", "val_loss": "min"}
+_RATES_FROM = ("recipe", "range test", "fall-back")
+_LIGHTNING: dict[str, type] = {
+    "pytorch-lightning_version": str,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+"""What Lightning resumes from, beside the weights."""
 
 
 def no_tell(_epoch: int, _metrics: dict[str, float]) -> None:
@@ -59,19 +70,29 @@ class Resumable(L.LightningModule):
         """What the optimiser changes."""
         return [one for one in self.parameters() if one.requires_grad]
 
+    def note_loss(self, loss: Tensor, samples: int) -> None:
+        """Note the mean loss of a step on so many samples of this device."""
+        self._sums.append(loss.detach().double() * samples)
+        self._sums.append(torch.full_like(self._sums[-1], samples))
+
     def on_train_epoch_end(self) -> None:
-        """Note the epoch's metrics. Raises ModelError if the loss is no longer finite."""
+        """Note the epoch's metrics: `train_loss` is the mean over samples, of all devices.
+
+        Raises ModelError if it is no longer finite.
+        """
         losses, self._sums = self._sums, []
         if self.probing:
             return
-        loss = torch.stack(losses).mean()
+        sums = torch.stack(losses).view(-1, 2).sum(0)
+        total, samples = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss = (total / samples).float()
         if not torch.isfinite(loss):
             raise ModelError(
                 f"the training diverged in epoch {self.current_epoch + 1}: its loss is"
                 f" {float(loss)} with the learning rate {self.learning_rate:g}",
                 next_step=f"Use a lower one:  --learning-rate {self.learning_rate / 10:g}",
             )
-        self.log("train_loss", loss, sync_dist=True)
+        self.log("train_loss", loss)
         found = self.trainer.callback_metrics
         metrics = {name: float(found[name]) for name in _MODES if name in found}
         self.history.append({"epoch": self.current_epoch + 1, "train_loss": float(loss)} | metrics)
@@ -117,13 +138,54 @@ def checkpoint_to_resume(folder: Path, model: nn.Module) -> dict[str, Any] | Non
     if not path.exists():
         return None
     content = read_checkpoint(path)
-    own = model.state_dict()
-    state = _own(content.get("state_dict") or {})
-    fits = set(state) == set(own) and all(state[key].shape == own[key].shape for key in own)
-    kinds = (("learning_rate", float), ("learning_rate_from", str), ("batch_size", int))
-    if not fits or not all(isinstance(content.get(name), kind) for name, kind in kinds):
+    if not _fits(content, model) or not _is_ours(content):
         raise _refused(path, "of another model or version")
     return content
+
+
+def _fits(content: dict[str, Any], model: nn.Module) -> bool:
+    """Whether the checkpoint's weights are those of this model."""
+    own, found = model.state_dict(), content.get("state_dict")
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        return False
+    state = _own(found)
+    return set(state) == set(own) and all(
+        isinstance(state[key], Tensor) and state[key].shape == own[key].shape for key in own
+    )
+
+
+def _is_ours(content: dict[str, Any]) -> bool:
+    """Whether what `Resumable` and Lightning add to the weights is there, and of its type."""
+    history = content.get("history")
+    return (
+        isinstance(history, list)
+        and all(map(_is_entry, history))
+        and [entry["epoch"] for entry in history] == list(range(1, len(history) + 1))
+        and _is_positive(content.get("learning_rate"), float)
+        and _is_positive(content.get("batch_size"), int)
+        and content.get("learning_rate_from") in _RATES_FROM
+        and all(isinstance(content.get(name), kind) for name, kind in _LIGHTNING.items())
+    )
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether this is an epoch of a history."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("epoch")) is int
+        and _is_number(entry.get("train_loss"))
+        and set(entry) <= {"epoch", "train_loss", *_MODES}
+        and all(map(_is_number, entry.values()))
+    )
+
+
+def _is_number(value: object) -> bool:
+    """A validation loss of mixed precision may overflow, so it need not be finite."""
+    return type(value) in (int, float)
+
+
+def _is_positive(value: Any, kind: object) -> bool:
+    return type(value) is kind and 0 < value < math.inf
 
 
 def set_learning_rate(
@@ -198,8 +260,11 @@ def drive(
     history = module.history if trainer.world_size == 1 else read_checkpoint(last)["history"]
     state, best_epoch = module.model.state_dict(), len(history)
     if monitor is not None and best.best_model_path:
-        content = read_checkpoint(Path(best.best_model_path))
-        state, best_epoch = _own(content["state_dict"]), int(content["epoch"]) + 1
+        path = Path(best.best_model_path)
+        content = read_checkpoint(path)
+        if not _fits(content, module.model) or type(content.get("epoch")) is not int:
+            raise _refused(path, "of another model or version")
+        state, best_epoch = _own(content["state_dict"]), content["epoch"] + 1
         module.model.load_state_dict(state)
     module.model.cpu().eval()
     return Driven(on_cpu(state), best_epoch, history)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from memcli.spec import Recipe
 from memcli.train.data import Batch, Examples, TrainingBatches, WholeVideos, epoch_seed
 from memcli.train.driver import Resumable
+from memcli.train.memory import InParts
 
 LOSSES = {"mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss}
 
@@ -41,6 +42,7 @@ class Learner(Resumable):
         self._eval_batch = eval_batch
         self._loss = LOSSES[recipe.loss]
         self._predicted: list[Tensor] = []
+        self._in_parts: InParts | None = None
 
     def configure_optimizers(self) -> Any:
         """Adam, and the recipe's schedule by epochs."""
@@ -78,11 +80,13 @@ class Learner(Resumable):
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         scores = self.model(batch.frames, batch.captions, batch.mask)
         loss = torch.stack([self._loss(one.float(), batch.scores) for one in scores.branches]).sum()
-        self._sums.append(loss.detach())
+        self.note_loss(loss, len(batch.scores))
         return loss
 
     def validation_step(self, batch: Batch, _index: int) -> None:
-        self._predicted.append(self.model(batch.frames, batch.captions, batch.mask).score.float())
+        if self._in_parts is None:
+            self._in_parts = InParts(self.model, str(self.device))
+        self._predicted.append(self._in_parts(batch[:3])[0])
 
     def on_validation_epoch_end(self) -> None:
         from memcli.train.metrics import srcc

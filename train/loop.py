@@ -23,9 +23,10 @@ from memcli.train.driver import (
     set_learning_rate,
 )
 from memcli.train.learner import Learner
+from memcli.train.memory import InParts
 from memcli.train.provenance import seeded
 from memcli.train.ridge import fit_ridge
-from memcli.train.trainer import Machine, halving, is_out_of_memory, out_of_memory, plainly
+from memcli.train.trainer import Machine, halving, plainly
 
 _EVAL_ITEMS = 4096
 """Embeddings that a batch of validation holds; a head is small."""
@@ -180,24 +181,21 @@ def predict(
 ) -> Predictions:
     """Scores of whole videos: the mean over frames or captions, where the head works so.
 
-    Raises DeviceError when memory does not suffice.
+    Where memory does not suffice for `batch_size` videos, fewer are scored at a time. Raises
+    DeviceError when it does not suffice for one.
     """
     size = batch_size or _eval_batch(examples, None)
     device = machine.torch_device()
     model.to(device).eval()
+    in_parts = InParts(model, device)
     scores: list[Tensor] = []
     branches: list[tuple[Tensor, ...]] = []
     try:
         with torch.inference_mode():
             for batch in WholeVideos(examples, size):
-                inputs = (one if one is None else one.to(device) for one in batch[:3])
-                found = model(*inputs)
-                scores.append(found.score.float().cpu())
-                branches.append(tuple(one.float().cpu() for one in found.branches))
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(size, device) from error
-        raise
+                score, parts = in_parts(batch[:3])
+                scores.append(score.cpu())
+                branches.append(tuple(one.cpu() for one in parts))
     finally:
         model.cpu()
     return Predictions(

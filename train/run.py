@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,7 +161,8 @@ def read_run(path_or_model: str | Path, *, unfinished: bool = False) -> Run:
         raise ModelError(
             "this training was not finished",
             where=str(folder),
-            next_step=f"Go on with it:  memcli train {run.model} --resume {folder}",
+            next_step="Go on with it:"
+            f"  memcli train {run.model} --resume {shlex.quote(str(folder))}",
         )
     return run
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +186,8 @@ def check_output(output: Path | None, model: str) -> None:
         raise UsageError(
             "this folder is not empty, and a training never overwrites anything",
             where=str(output),
-            next_step=f"Go on with the training in it:  memcli train {model} --resume {output}\n"
+            next_step="Go on with the training in it:"
+            f"  memcli train {model} --resume {shlex.quote(str(output))}\n"
             "Or choose another:  --output DIR",
         )
 
@@ -241,7 +243,7 @@ def _unfinished(folder: Path) -> Run:
         raise UsageError(
             "this training is complete",
             where=str(folder),
-            next_step=f"Use it:  memcli export {run.model} --run {folder}",
+            next_step=f"Use it:  memcli export {run.model} --run {shlex.quote(str(folder))}",
         )
     return run
 

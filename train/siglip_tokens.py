@@ -47,7 +47,10 @@ def siglip_tokenizer(folder: Path, settings: dict[str, Any]) -> tuple[Any, int, 
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    path = next(p for n in ("spiece.model", "tokenizer.json") if (p := folder / n).is_file())
+    files = [folder / name for name in ("spiece.model", "tokenizer.json")]
+    path = next((one for one in files if one.is_file()), None)
+    if path is None:
+        raise ModelError("this folder has no spiece.model and no tokenizer.json", where=str(folder))
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
@@ -79,6 +82,8 @@ def siglip_tokenizer(folder: Path, settings: dict[str, Any]) -> tuple[Any, int, 
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {_END}", pair=f"$A {_END} $B {_END}", special_tokens=[(_END, end)]
         )
+        left = settings.get("padding_side") == "left"  # memcli pads itself; only the side counts
+        tokenizer.enable_padding(direction="left" if left else "right", pad_id=end)
     except BaseException as error:  # the library's panics derive from BaseException only
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

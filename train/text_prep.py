@@ -19,7 +19,7 @@ from memcli.train.encoder_kinds import quiet, tower_config, tower_of, transforme
 from memcli.train.sentence import sentence_tokens
 from memcli.train.siglip_tokens import siglip_tokenizer
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of the file's place: raised when the same checkpoint gives another file."""
 
 
@@ -38,6 +38,15 @@ def text_prep(checkpoint: Checkpoint) -> tuple[TextPrep, Path]:
         tokenizer, pad_id, limit = _by_transformers(folder)
         if kind in ("siglip", "siglip2") and settings.get("do_lower_case") is True:
             _lower_first(tokenizer)
+    if _pads_left(tokenizer) and not tower.fixed_length:
+        # Positions count from the padding on, CLIP ends at the first token of padding, and the
+        # first token is none: what a caption is would depend on the others of its batch.
+        raise ModelError(
+            f"its tokenizer pads on the left, which an encoder of type {kind} is not made for",
+            where=str(folder),
+            next_step='Set "padding_side": "right" in its tokenizer_config.json (and, where there'
+            ' is one, "direction": "Right" under "padding" in tokenizer.json).',
+        )
     limits = [limit, _positions(folder, pad_id), sentence_tokens(folder), MAX_TOKENS]
     prep = TextPrep(
         max_tokens=min(one for one in limits if one is not None),
@@ -45,6 +54,10 @@ def text_prep(checkpoint: Checkpoint) -> tuple[TextPrep, Path]:
         fixed_length=tower.fixed_length,
     )
     return prep, _stored(tokenizer, checkpoint)
+
+
+def _pads_left(tokenizer: Any) -> bool:
+    return str((tokenizer.padding or {}).get("direction", "right")).lower() == "left"
 
 
 _SIGLIP_CLASSES = ("SiglipTokenizer", "SiglipTokenizerFast")

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from memcli.errors import DeviceError
+from memcli.train.memory import is_out_of_memory
 
 T = TypeVar("T")
 LAST_FILE = "last.ckpt"
@@ -214,14 +215,6 @@ def plainly() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or the system had no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-
-
 def halving(
     attempt: Callable[[int], T],
     batch_size: int,
@@ -242,14 +235,14 @@ def halving(
             if not is_out_of_memory(error):
                 raise
             if not allowed or batch_size // 2 < least:
-                raise out_of_memory(batch_size, device) from error
+                raise _out_of_memory(batch_size, device) from error
         reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         batch_size //= 2
 
 
-def out_of_memory(batch_size: int, device: str) -> DeviceError:
+def _out_of_memory(batch_size: int, device: str) -> DeviceError:
     """The error that says which batch size was tried."""
     half = max(1, batch_size // 2)
     return DeviceError(

@@ -183,15 +183,15 @@ def _report(dataset: Dataset, problems: Sequence[Problem]) -> dict[str, Any]:
 
 def _undecodable(dataset: Dataset) -> list[Problem]:
     """The videos that do not decode, or not to their end."""
-    import os
     from concurrent.futures import ThreadPoolExecutor
     from threading import Event
 
+    from memcli.engines.loading import usable_cpus
     from memcli.progress import say
 
     items = [item for item in dataset.items if item.path is not None]
     stop = Event()
-    pool = ThreadPoolExecutor(os.cpu_count())  # PyAV releases the GIL
+    pool = ThreadPoolExecutor(usable_cpus())  # PyAV releases the GIL
     found = []
     said = time.monotonic()
     try:

@@ -12,7 +12,7 @@ from memcli.commands.options import json_option
 from memcli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from memcli.evaluation import Evaluation
+    from memcli.evaluation import CrossValidation, Evaluation
     from memcli.train.metrics import Estimate, Metrics
 
 _SHOWN = 3
@@ -70,7 +70,8 @@ def command(
     """Measure a trained or installed model on a dataset.
 
     Rank and linear correlation (SRCC, PLCC), squared and absolute error (MSE, MAE) with 95 %
-    intervals, for each fold where the model was cross-validated on this dataset; tables and plots
+    intervals. Where a run was cross-validated on this dataset, the figures of its held-out videos
+    come first: those of the videos it was trained on say little, and are marked. Tables and plots
     go to a folder. Of a model that is both installed and trained here, the bundle is measured.
 
     \b
@@ -119,21 +120,45 @@ def _lines(evaluation: Evaluation, folder: Path) -> list[str]:
         f"{evaluation.metrics.n:,} of {len(evaluation.items):,} videos",
         *_left_out(evaluation),
         "",
-        *_table(evaluation.metrics),
     ]
-    if (validation := evaluation.cross_validation) is not None:
-        mean = validation.to_dict()
-        lines += [
-            "",
-            f"held-out videos of the training ({validation.held_out.n:,}):"
-            f" mean SRCC {_number(mean['mean_srcc'])} {_interval(mean['fisher'])}".rstrip(),
-        ]
-        for fold, metrics in validation.folds:
-            values = (metrics.srcc, metrics.plcc, metrics.mse, metrics.mae)
-            names = ("SRCC", "PLCC", "MSE", "MAE")
-            told = "  ".join(f"{n} {_number(v.value)}" for n, v in zip(names, values, strict=True))
-            lines.append(f"  fold {fold}: {told}  n {metrics.n:,}")
+    held_out = _held_out(evaluation.cross_validation)
+    measured = [*_label(evaluation), *_table(evaluation.metrics)]
+    if evaluation.headline == "metrics":
+        lines += [*measured, *(["", *held_out] if held_out else [])]
+    elif held_out:
+        lines += [*held_out, "", *measured]
+    else:
+        lines += ["no figures of held-out videos: nothing here says how well it predicts", ""]
+        lines += measured
     return [*lines, "", printable(f"written to {folder}")]
+
+
+def _held_out(validation: CrossValidation | None) -> list[str]:
+    """What the run says of videos, each scored by a model that was not trained on it."""
+    if validation is None:
+        return []
+    mean = validation.to_dict()
+    lines = [
+        f"held-out videos of the training ({validation.held_out.n:,}):"
+        f" mean SRCC {_number(mean['mean_srcc'])} {_interval(mean['fisher'])}".rstrip(),
+        *_table(validation.held_out),
+    ]
+    for fold, metrics in validation.folds:
+        values = (metrics.srcc, metrics.plcc, metrics.mse, metrics.mae)
+        names = ("SRCC", "PLCC", "MSE", "MAE")
+        told = "  ".join(f"{n} {_number(v.value)}" for n, v in zip(names, values, strict=True))
+        lines.append(f"  fold {fold}: {told}  n {metrics.n:,}")
+    return lines
+
+
+def _label(evaluation: Evaluation) -> list[str]:
+    """What to know of the figures of all measured videos."""
+    if evaluation.headline == "metrics":
+        return []
+    if evaluation.trained_on is None:
+        return ["videos that it may have been trained on:"]
+    count = f"{evaluation.trained_on:,} of {evaluation.metrics.n:,}"
+    return [f"{evaluation.metrics_of} ({count}): how well it remembers, not how well it predicts"]
 
 
 def _left_out(evaluation: Evaluation) -> list[str]:

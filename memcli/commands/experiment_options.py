@@ -21,6 +21,7 @@ _NAMES = (
     "head",
     "seed",
     "device",
+    "auto_batch",
     "workers",
     "offline",
 )
@@ -56,6 +57,9 @@ def experiment_options(function: F) -> F:
             ),
             click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+            click.option(
+                "--auto-batch", is_flag=True, help="Halve a batch until it fits into memory."
+            ),
             click.option(
                 "--workers", type=click.IntRange(min=1), metavar="N", help="Decoding threads."
             ),

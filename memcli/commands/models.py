@@ -130,6 +130,8 @@ def show(name: str, as_json: bool) -> None:
         f"trained on  {spec.trained_on}",
         *(f"published   {_published(result)}; {result.source}" for result in spec.published),
         *_weights(spec),
+        *_encoder_lines(spec, installed=bundle is not None),
+        *_head_lines(spec),
     ]
     if bundle is None:
         way = f"pull {spec.name}" if spec.weights else "add FILE.memcli"
@@ -160,6 +162,31 @@ def _weights(spec: ModelSpec) -> list[str]:
         made = "from training"
     note = f": {spec.license_note}" if spec.license_note else ""
     return [f"weights     {made}", f"licence     {spec.license}{note}"]
+
+
+def _encoder_lines(spec: ModelSpec, *, installed: bool) -> list[str]:
+    """The encoders and their commits on the hub; what is installed may have one of a folder."""
+    without = "from a folder" if installed else "not pinned: the newest, which the run records"
+    return [
+        f"encoder     {one.tower}: {one.repository},"
+        f" {f'revision {one.revision}' if one.revision else without}"
+        for one in spec.encoders
+    ]
+
+
+def _head_lines(spec: ModelSpec) -> list[str]:
+    """The head, and what `memcli train --set` can change of it."""
+    from memcli.models.head_options import options_of
+
+    if spec.head is None:
+        return []
+    options = options_of(spec.head)
+    if not options:
+        return [f"head        {spec.head.kind}, without options"]
+    lines = [f"head        {spec.head.kind}, with these options (memcli train --set KEY=VALUE)"]
+    for name, (option, value) in options.items():
+        lines.append(f"            {f'{name}={value}':<26}{option.meaning} ({option.values})")
+    return lines
 
 
 def _check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ from memcli.commands.options import json_option
     metavar="X",
     help="Of Adam.",
 )
-@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Option of the head.")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the head; `memcli models show MODEL` and docs/models.md list them.",
+)
 @click.option("--choose-alpha", is_flag=True, help="Choose late fusion's weight by the folds.")
 @click.option(
     "--max-missing",
@@ -102,7 +109,9 @@ def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
     from memcli.training.settings import TrainSettings
 
     context = click.get_current_context()
-    on_machine = {"device", "devices", "mixed_precision", "auto_batch", "workers", "offline"}
+    given["options"] = dict(head_option(text) for text in given["options"])
+    _check_options(model, given["options"])
+    on_machine = {"device", "devices", "auto_batch", "workers", "offline"}
     if resume is not None:
         for name in given:
             source = context.get_parameter_source(name)
@@ -122,7 +131,6 @@ def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
         from memcli.train.datasets import detect
 
         given["dataset"] = detect(given["data"])
-    given["options"] = dict(head_option(text) for text in given["options"])
     given["max_missing"] /= 100
     given["precision"] = given.pop("mixed_precision") or "32"
     given["dataset"] = given["dataset"] or ""
@@ -139,8 +147,30 @@ def _check_model(model: str, resume: Path) -> None:
         raise UsageError(
             f"this is a run of {found}, not of {model}",
             where=str(resume),
-            next_step=f"memcli train {found} --resume {resume}",
+            next_step=f"memcli train {found} --resume {shlex.quote(str(resume))}",
         )
+
+
+def _check_options(model: str, options: dict[str, int | float | str]) -> None:
+    """Raises UsageError for an option that the model's head does not have."""
+    from memcli.errors import UsageError
+    from memcli.models import get_model
+    from memcli.models.head_options import options_of
+    from memcli.text import printable
+
+    head = get_model(model).head if options else None
+    if head is None:
+        return
+    known = options_of(head)
+    has = ", ".join(f"{name}={value}" for name, (_, value) in known.items())
+    listed = f"Its options: {has}\nWhat they mean:  memcli models show {model}"
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"the head of {model} has no option {printable(name)!r}",
+                where="--set",
+                next_step=listed if known else "It has none.",
+            )
 
 
 def head_option(text: str) -> tuple[str, int | float | str]:

@@ -22,7 +22,7 @@ from memcli.experiments.tables import write_text
 from memcli.home import make_dir
 from memcli.models import get_model
 from memcli.text import printable
-from memcli.training.settings import Progress, Split, TrainSettings
+from memcli.training.settings import Progress, Split, TrainSettings, absolute_encoder
 
 if TYPE_CHECKING:
     from memcli.train.datasets import Item
@@ -33,6 +33,7 @@ T = TypeVar("T")
 SCHEMA = 1
 FILE = "experiment.json"
 _MAX_JSON_BYTES = 256 << 20
+_MACHINE = ("device", "auto_batch", "workers", "offline")
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,17 @@ class Options:
     """Hyper-parameters, given to every model whose head has them."""
     seed: int = 0
     device: str = "auto"
+    auto_batch: bool = False
+    """Halve a batch until it fits into memory."""
     workers: int | None = None
     offline: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """What decides about the result, ready for JSON."""
         entry = dataclasses.asdict(self)
-        return {k: v for k, v in entry.items() if k not in ("device", "workers", "offline")}
+        entry["encoders"] = {old: absolute_encoder(new) for old, new in self.encoders.items()}
+        entry["text_encoder"] = absolute_encoder(self.text_encoder)
+        return {k: v for k, v in entry.items() if k not in _MACHINE}
 
     def changes(self) -> list[str]:
         """What differs from the papers, in words."""
@@ -66,6 +71,7 @@ class Options:
             "epochs": self.epochs,
             "epochs of the adaptation": self.adaptation_epochs,
             "folds": self.folds,
+            "seed": self.seed or None,
             **self.head,
         }
         return [f"{name} {value}" for name, value in given.items() if value is not None]
@@ -123,7 +129,7 @@ class Experiment:
             make_dir(settings.output.parent)
             return train_model(settings, self.progress)
         run = read_run(settings.output, unfinished=True)
-        if run.settings != json.loads(json.dumps(settings.to_dict())):
+        if _decisive(run.settings) != _decisive(json.loads(json.dumps(settings.to_dict()))):
             raise UsageError(
                 "this run was made with other settings",
                 where=str(run.folder),
@@ -180,6 +186,8 @@ class Experiment:
     def _settings(self, model: str, data: Data, split: Split) -> TrainSettings:
         options = self.options
         encoder, text_encoder = encoders_of(model, options)
+        recipe = get_model(model).recipe
+        by_epochs = recipe is not None and recipe.loss != "bayesian-ridge"
         return TrainSettings(
             model=model,
             dataset=data.dataset.name,
@@ -189,15 +197,21 @@ class Experiment:
             folds=options.folds,
             encoder=encoder,
             text_encoder=text_encoder,
-            epochs=options.epochs,
+            epochs=options.epochs if by_epochs else None,
             adaptation_epochs=options.adaptation_epochs,
             options={key: options.head[key] for key in options.head if key in head_options(model)},
             seed=options.seed,
             output=self.folder.absolute() / "runs" / f"{model}-{data.slug}-{split}",
             device=options.device,
+            auto_batch=options.auto_batch,
             workers=options.workers,
             offline=options.offline,
         )
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run without those that an interrupted experiment may go on with anew."""
+    return {name: value for name, value in settings.items() if name not in _MACHINE}
 
 
 def encoders_of(model: str, options: Options) -> tuple[str | None, str | None]:
@@ -221,15 +235,10 @@ def encoders_of(model: str, options: Options) -> tuple[str | None, str | None]:
 
 def head_options(model: str) -> frozenset[str]:
     """The names of the hyper-parameters that the head of a model has."""
-    import inspect
-
-    from memcli.train.heads import HEADS
+    from memcli.models.head_options import options_of
 
     head = get_model(model).head
-    if head is None:
-        return frozenset()
-    parameters = inspect.signature(HEADS[head.kind]).parameters.values()
-    return frozenset(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    return frozenset(options_of(head)) if head is not None else frozenset()
 
 
 def check_options(options: Options, models: Sequence[str]) -> None:

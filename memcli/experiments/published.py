@@ -143,7 +143,8 @@ def published(model: str, dataset: str, metric: str) -> Figure | None:
 def row_labels(paper: str, model: str) -> tuple[str, ...]:
     """What a row of the paper's table is called: a cell for each column before the figures."""
     if paper == "fclip":
-        return FCLIP_ROWS[model].strategy, model
+        row = FCLIP_ROWS.get(model)
+        return row.strategy if row is not None else "–", model
     spec = get_model(model)
     if paper == "clip-gru" and spec.head is not None:
         size = "B/32" if "base-patch32" in spec.encoders[0].repository else "L/14"
@@ -158,14 +159,14 @@ def row_figures(paper: str, model: str) -> dict[str, Figure]:
     if paper == "early-fusion":
         mean = published(model, "MovieMem, 5-fold cross-validation", "SRCC")
         if mean is not None:
-            found[CROSS_VALIDATION] = replace(mean, std=SPREADS[model])
+            found[CROSS_VALIDATION] = replace(mean, std=SPREADS.get(model))
         found[TEST] = published(model, "MovieMem, test set", "SRCC")
     elif paper == "fclip":
-        row, recipe = FCLIP_ROWS[model], get_model(model).recipe
+        row, recipe = FCLIP_ROWS.get(model), get_model(model).recipe
         mean = published(model, "Memento10k, 5-fold cross-validation", "SRCC")
-        if mean is not None:
+        if mean is not None and row is not None:
             found["SRCC"] = replace(mean, interval=row.interval, videos=FCLIP_VIDEOS)
-        found[LEARNING_RATE] = Figure(row.learning_rate)
+        found[LEARNING_RATE] = Figure(row.learning_rate) if row is not None else None
         found[BATCH_SIZE] = Figure(recipe.batch_size) if recipe is not None else None
     else:
         for metric in ("PLCC", "SRCC"):

@@ -27,6 +27,7 @@ from memcli.home import cache_dir, make_dir
 from memcli.spec import ModelSpec
 from memcli.text import plural
 from memcli.train.datasets import Dataset, DatasetError, Item
+from memcli.train.datasets.folds import together
 from memcli.training import inputs as inputs
 
 if TYPE_CHECKING:
@@ -102,13 +103,17 @@ def monitoring_split(
     if len(monitor) < _LEAST:
         which = "a held-out tenth (the dataset has no usable test split)"
         monitor = []
-        groups: dict[str, list[Item]] = {}
-        for item in usable:
-            groups.setdefault(item.group or f"video {item.id}", []).append(item)
-        for name in sorted(groups, key=lambda name: _draw(seed, name)):
+        groups: dict[int, list[Item]] = {}
+        for number, item in zip(together(usable), usable, strict=True):
+            groups.setdefault(number, []).append(item)
+
+        def order(group: list[Item]) -> str:
+            return _draw(seed, group[0].group or f"video {group[0].id}")
+
+        for group in sorted(groups.values(), key=order):
             if len(monitor) >= max(_LEAST, _MONITOR_SHARE * len(usable)):
                 break
-            monitor += groups[name]
+            monitor += group
         held = {item.id for item in monitor}
         usable = [item for item in usable if item.id not in held]
     if len(usable) < _LEAST or len(monitor) < _LEAST:
@@ -206,7 +211,7 @@ def _key(
     from memcli.train import contrastive
 
     entry = {
-        "format": 1,
+        "format": 2,
         "digests": [pair[tower].checkpoint.digest for tower in ("vision", "text")],
         "preps": [dataclasses.asdict(pair[tower].prep) for tower in ("vision", "text")],
         "seed": fit.seed,

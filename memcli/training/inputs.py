@@ -11,7 +11,7 @@ import numpy as np
 
 from memcli import extraction
 from memcli.errors import UsageError
-from memcli.spec import EncoderSpec, FramePrep, ModelSpec, TextPrep
+from memcli.spec import MAX_FRAMES, EncoderSpec, FramePrep, ModelSpec, TextPrep
 from memcli.text import plural, printable
 from memcli.train.datasets import Dataset, DatasetError, Item, load_dataset, raise_on_errors
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memcli.train.data import Examples
     from memcli.train.encoders import Checkpoint
     from memcli.train.features import FeatureStore
+    from memcli.train.run import EncoderUse
 
 Tower = Literal["vision", "text"]
 _SHOWN = 3
@@ -80,6 +81,16 @@ def labelled_items(
             next_step=f"It has: {known}.",
         )
     return dataset, target, items
+
+
+def at_revisions(spec: ModelSpec, used: Iterable[EncoderUse]) -> ModelSpec:
+    """The spec at the commits that a run has used: the newest may be another one by now."""
+    revisions = {(one.tower, one.repository): one.revision for one in used}
+    known = (
+        replace(one, revision=revisions.get((one.tower, one.repository), one.revision))
+        for one in spec.encoders
+    )
+    return replace(spec, encoders=tuple(known))
 
 
 def find_encoders(
@@ -299,6 +310,11 @@ def feature_examples(
                 where=str(folder),
                 next_step="Only features of one shape can be trained on.",
             )
+    if len(first) > MAX_FRAMES:
+        raise DatasetError(
+            f"features of {len(first):,} frames each; a model takes at most {MAX_FRAMES}",
+            where=str(folder),
+        )
     items = left_out.kept(items)
     stacked = torch.from_numpy(np.stack([arrays[item.id] for item in items]))
     return Examples(_ids(items), _scores(items, target), HeldFrames(stacked))

@@ -30,6 +30,14 @@ def make_spec(settings: TrainSettings) -> ModelSpec:
             where="--features",
             next_step="Models of frames with a frozen encoder can: vision, brr, clip-gru.",
         )
+    if settings.features is not None:
+        for name in ("encoder", "text_encoder", "frames"):
+            if getattr(settings, name) is not None:
+                raise UsageError(
+                    "precomputed features take the place of encoder and frames",
+                    where=f"--{name.replace('_', '-')}",
+                    next_step="Leave it out, or leave --features out.",
+                )
     changes: dict[str, Any] = {
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
@@ -38,6 +46,11 @@ def make_spec(settings: TrainSettings) -> ModelSpec:
     }
     given = {name: value for name, value in changes.items() if value is not None}
     for name, value in given.items():
+        if recipe.loss == "bayesian-ridge" and name != "folds":
+            raise UsageError(
+                f"{spec.name} is fitted in one step: there is nothing that this could change",
+                where=f"--{name.replace('_', '-')}",
+            )
         if not value > 0:
             raise UsageError(f"{value:g} is not positive", where=f"--{name.replace('_', '-')}")
     return replace(spec, recipe=replace(recipe, **given))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Split = Literal["folds", "official", "full"]
 SPLITS: tuple[Split, ...] = ("folds", "official", "full")
 MAX_MISSING = 0.05
-_MACHINE = ("device", "precision", "devices", "auto_batch", "workers", "offline", "save_every_s")
+_MACHINE = ("device", "workers", "offline", "save_every_s")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class TrainSettings:
     output: Path | None = None
     device: str = "auto"
     precision: Literal["32", "16", "bf16"] = "32"
-    devices: int = 1
+    devices: int | None = None
+    """None: one, or as many as the run had that is resumed."""
     auto_batch: bool = False
     workers: int | None = None
     offline: bool = False
@@ -72,10 +73,14 @@ class TrainSettings:
         entry = dataclasses.asdict(self)
         for name in (*_MACHINE, "output"):
             del entry[name]
-        return entry | {"data": str(self.data.absolute())}
+        encoders = {name: absolute_encoder(entry[name]) for name in ("encoder", "text_encoder")}
+        return entry | encoders | {"data": str(self.data.absolute())}
 
     def resumed(self, run: Run) -> TrainSettings:
-        """The settings of an interrupted run, on the machine of these. Raises ModelError."""
+        """The settings of an interrupted run, on the machine of these. Raises ModelError.
+
+        Another number of devices shares the same batches, and `auto_batch` can be added.
+        """
         kinds = get_type_hints(TrainSettings) | {"data": str}
         kept = kinds.keys() - {*_MACHINE, "output"}
         given = run.settings
@@ -85,8 +90,15 @@ class TrainSettings:
                 where=str(run.folder),
                 next_step=f"Train anew:  memcli train {run.model} --dataset NAME --data DIR",
             )
-        own = {name: getattr(self, name) for name in _MACHINE}
+        own: dict[str, Any] = {name: getattr(self, name) for name in _MACHINE}
+        own["devices"] = self.devices or given["devices"]
+        own["auto_batch"] = self.auto_batch or given["auto_batch"]
         return TrainSettings(**(run.settings | own | {"data": Path(run.settings["data"])}))
+
+
+def absolute_encoder(name: str | None) -> str | None:
+    """A folder's absolute path, so that it is found from elsewhere, too; a hub's name as it is."""
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
 
 
 def _fits(value: object, kind: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from memcli.errors import MissingDependencyError, ModelError, UsageError
-from memcli.spec import Recipe
+from memcli.spec import ModelSpec, Recipe
 from memcli.text import csv_cell, plural, printable
 from memcli.train.datasets import DatasetError, Item
 from memcli.training import inputs
@@ -54,7 +56,7 @@ def train_model(
             if (kept := training.folder) is not None:
                 progress.message(
                     "what is finished is kept; to go on:\n"
-                    f"  memcli train {kept.run.model} --resume {kept.run.folder}"
+                    f"  memcli train {kept.run.model} --resume {shlex.quote(str(kept.run.folder))}"
                 )
             raise
 
@@ -89,7 +91,7 @@ class _Training:
         self.machine = Machine(
             settings.device,
             settings.precision,
-            settings.devices,
+            settings.devices or 1,
             save_every_s=settings.save_every_s,
         )
         self.device = self.machine.torch_device()
@@ -132,8 +134,9 @@ class _Training:
 
     def _find_encoders(self) -> None:
         settings = self.settings
+        used_before = self.folder.run.encoders if self.folder is not None else ()
         self.spec, self.encoders = inputs.find_encoders(
-            self.spec,
+            inputs.at_revisions(self.spec, used_before),
             override=settings.encoder,
             text_override=settings.text_encoder,
             frames=settings.frames,
@@ -142,7 +145,7 @@ class _Training:
         )
         self.dims = self._dims()
         self._make_head()
-        for used in self.folder.run.encoders if self.folder is not None else ():
+        for used in used_before:
             if self.encoders[used.tower].checkpoint.digest != used.digest:
                 raise ModelError(
                     f"the {used.tower} encoder has changed since this training began",
@@ -194,7 +197,7 @@ class _Training:
         self, folder: RunFolder, items: Sequence[Item], folds: Sequence[Sequence[int]]
     ) -> None:
         """Write what is trained on what, before it begins; or see that it is still the same."""
-        digest = _digest(self.examples)
+        digest = _digest(items, self.target, self.spec)
         if folder.run.dataset.get("digest", digest) != digest:
             raise DatasetError(
                 "the dataset has changed since this training began",
@@ -424,8 +427,23 @@ def _rows(examples: Examples, fold: int, found: Predictions) -> list[Prediction]
     ]
 
 
-def _digest(examples: Examples) -> str:
-    """Of the videos' names and scores, in their order."""
-    rows = zip(examples.ids, examples.scores.tolist(), strict=True)
-    text = "\n".join(f"{name!r} {score!r}" for name, score in rows)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _digest(items: Sequence[Item], target: str, spec: ModelSpec) -> str:
+    """Of everything about the videos that decides about a training, in their order."""
+    rows = [
+        [
+            item.id,
+            item.scores[target],
+            *(item.split, item.fold, item.group),
+            item.captions if spec.text is not None else None,
+            _size(item.path) if spec.prep is not None else None,
+        ]
+        for item in items
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _size(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_size
+    except OSError:  # it may be gone once its features are kept
+        return None

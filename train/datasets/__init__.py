@@ -34,6 +34,7 @@ __all__ = [
     "detect",
     "load_dataset",
     "raise_on_errors",
+    "same_format",
 ]
 
 DATASETS = {
@@ -46,6 +47,8 @@ DATASETS = {
 }
 """Name -> what it is, in one line."""
 
+_GENERIC = ("csv", "moviemem")
+"""Two names of one format."""
 _MEDIAEVAL = ("train_scores.csv", "scores_v2.csv", "dev_scores.csv")
 _LISTS = {
     "memento10k": (*memento10k.JSON_LISTS.values(), "train_scores.csv", "dev_scores.csv"),
@@ -53,6 +56,11 @@ _LISTS = {
     "trecvid": _MEDIAEVAL,
     "videm": (videm.GROUND_TRUTH,),
 }
+
+
+def same_format(name: str, other: str) -> bool:
+    """Whether a folder that is read as `name` could have been read as `other`."""
+    return name == other or {name, other} <= set(_GENERIC)
 
 
 def load_dataset(name: str, root: Path) -> Dataset:
@@ -67,7 +75,7 @@ def load_dataset(name: str, root: Path) -> Dataset:
             f"unknown dataset {printable(name)!r}",
             next_step=f"Datasets: {', '.join(DATASETS)}.",
         )
-    if name in ("csv", "moviemem"):
+    if name in _GENERIC:
         _check_exists(root)
         return generic.load(name, root, "long-term" if name == "moviemem" else "raw")
     tree = Tree(root)
@@ -119,12 +127,13 @@ def detect(root: Path) -> str:
         )
     if found:
         return found[0]
-    if generic.tables_in(root):
+    if generic.tables_in(root) or len(generic.nearly_tables_in(root)) == 1:
         generic.find_table(root)
         return "csv"
     looked = dict.fromkeys(file for files in _LISTS.values() for file in files)
     raise DatasetError(
-        f"no dataset here: looked for {', '.join(looked)} and a CSV table with path and score",
+        f"no dataset here: looked for {', '.join(looked)} and a CSV table with path and score"
+        f"{generic.faults_in(root)}",
         where=str(root),
         next_step="See docs/datasets.md for how to obtain each and where each file goes.",
     )

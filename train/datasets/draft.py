@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import stat
 from collections import Counter, defaultdict
@@ -136,7 +137,7 @@ class Draft:
         paths, without = self._videos()
         self._report_missing("missing-video", without)
         self._report_missing("no-caption", [e for e in self.entries() if not e.captions])
-        self._check_groups()
+        self._check_sides(paths)
         items = [
             Item(
                 id=entry.id,
@@ -210,18 +211,23 @@ class Draft:
                 seeks = f": looked for {shown(name)}" if name and kind == "missing-video" else ""
                 self.problem(kind, lacks(entry.id, kind) + seeks, entry.file, entry.line, severity)
 
-    def _check_groups(self) -> None:
-        first: dict[str, Entry] = {}
+    def _check_sides(self, paths: Mapping[str, Path | None]) -> None:
+        """A group, and a video file whatever names it has, is on one side of the dataset's own
+        splits and folds."""
+        first: dict[tuple[str, str], Entry] = {}
         for entry in self._entries.values():
-            if entry.group is None:
-                continue
-            other = first.setdefault(entry.group, entry)
-            if (other.split, other.fold) != (entry.split, entry.fold):
-                what = (
-                    f"group {shown(entry.group)} is in {_side(entry)} here and in {_side(other)}"
-                    f" in line {other.line}"
-                )
-                self.problem("split", what, entry.file, entry.line)
+            path = paths[entry.id]
+            file = None if path is None else os.path.realpath(path)
+            for kind, name in (("group", entry.group), ("file", file)):
+                if name is None:
+                    continue
+                other = first.setdefault((kind, name), entry)
+                if (other.split, other.fold) != (entry.split, entry.fold):
+                    what = (
+                        f"{kind} {shown(name)} is in {_side(entry)} here and in {_side(other)}"
+                        f" in line {other.line}"
+                    )
+                    self.problem("split", what, entry.file, entry.line)
 
 
 def _side(entry: Entry) -> str:

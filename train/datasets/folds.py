@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 
@@ -15,8 +16,8 @@ def make_folds(items: Sequence[Item], count: int, seed: int) -> tuple[int, ...]:
     If the items have folds of their own, these are used, numbered from 0 in their order. Otherwise
     they are drawn with `seed`: without groups by shuffling, fold sizes then differ by at most one;
     with groups the largest group goes first, each to the smallest fold so far, and sizes differ
-    by at most the largest group. An item without a group is a group of its own. The same
-    items, count and seed give the same folds.
+    by at most the largest group. What belongs together is what `together` says. The same items,
+    count and seed give the same folds.
 
     Raises DatasetError for fewer than two folds, fewer videos or groups than folds, folds of the
     dataset that are of another number, incomplete, or divide a group.
@@ -25,7 +26,7 @@ def make_folds(items: Sequence[Item], count: int, seed: int) -> tuple[int, ...]:
         raise DatasetError(f"{plural(count, 'fold')} asked: cross-validation needs at least 2")
     if any(item.fold is not None for item in items):
         return _given(items, count)
-    groups = [item.group if item.group is not None else ("video", item.id) for item in items]
+    groups = together(items)
     distinct = list(dict.fromkeys(groups))
     if len(distinct) < count:
         grouped = f" in {plural(len(distinct), 'group')}" if len(distinct) < len(items) else ""
@@ -53,6 +54,34 @@ def make_folds(items: Sequence[Item], count: int, seed: int) -> tuple[int, ...]:
     return tuple(folds)
 
 
+def together(items: Sequence[Item]) -> list[int]:
+    """A number for each item; items with the same one must stay on one side of every split.
+
+    These are the items of one group, and those that name one video file.
+    """
+    parents = list(range(len(items)))
+
+    def first(place: int) -> int:
+        while parents[place] != place:
+            parents[place] = place = parents[parents[place]]
+        return place
+
+    owners: dict[tuple[str, str], int] = {}
+    for place, item in enumerate(items):
+        for owner in _owners(item):
+            a, b = first(owners.setdefault(owner, place)), first(place)
+            parents[max(a, b)] = min(a, b)
+    return [first(place) for place in range(len(items))]
+
+
+def _owners(item: Item) -> list[tuple[str, str]]:
+    """Its group and its file, as far as it has them."""
+    owners = [("group", item.group)] if item.group is not None else []
+    if item.path is not None:
+        owners.append(("file", os.path.realpath(item.path)))
+    return owners
+
+
 def _given(items: Sequence[Item], count: int) -> tuple[int, ...]:
     lacking = [item for item in items if item.fold is None]
     if lacking:
@@ -71,16 +100,15 @@ def _given(items: Sequence[Item], count: int) -> tuple[int, ...]:
         )
     place = {number: fold for fold, number in enumerate(numbers)}
     folds = tuple(place[item.fold] for item in items if item.fold is not None)
-    first: dict[str, tuple[Item, int]] = {}
+    first: dict[tuple[str, str], tuple[Item, int]] = {}
     for item, fold in zip(items, folds, strict=True):
-        if item.group is None:
-            continue
-        other, its_fold = first.setdefault(item.group, (item, fold))
-        if its_fold != fold:
-            raise DatasetError(
-                f"group {shown(item.group)} is in fold {item.fold} here and in fold {other.fold}"
-                f" in line {other.line}",
-                where=f"{item.file}:{item.line}",
-                next_step="Give all videos of a group one fold.",
-            )
+        for kind, name in _owners(item):
+            other, its_fold = first.setdefault((kind, name), (item, fold))
+            if its_fold != fold:
+                raise DatasetError(
+                    f"{kind} {shown(name)} is in fold {item.fold} here and in fold {other.fold}"
+                    f" in line {other.line}",
+                    where=f"{item.file}:{item.line}",
+                    next_step="Give all videos of a group, and all rows of a file, one fold.",
+                )
     return folds

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from memcli.text import printable
 from memcli.train.datasets.draft import Draft, Entry
+from memcli.train.datasets.form import form_of
 from memcli.train.datasets.tables import Row, header, read_table
 from memcli.train.datasets.types import Dataset, DatasetError, shown
 
@@ -19,24 +21,29 @@ _SPLITS = {
     "test": "test",
 }
 _COLUMNS = "path,score[,caption][,split][,fold][,group]"
+_SHOWN = 3
 
 
 def find_table(root: Path) -> Path:
     """The table itself, or the only one in a folder. Raises DatasetError if there is not one."""
     if root.is_file():
-        if set(REQUIRED) <= set(header(root)):
+        fault = form_of(root, REQUIRED).fault
+        if fault is None:
             return root
         raise DatasetError(
-            "no table of videos and scores",
+            f"no table of videos and scores: {fault}",
             where=str(root),
             next_step=f"Its first line must name the columns {_COLUMNS}.",
         )
     tables = tables_in(root)
     if len(tables) == 1:
         return tables[0]
+    near = nearly_tables_in(root)
+    if not tables and len(near) == 1:
+        return find_table(near[0])  # which says what is wrong with it
     count = f"{len(tables)} tables" if tables else "no table"
     raise DatasetError(
-        f"{count} with the columns path and score here",
+        f"{count} with the columns path and score here{'' if tables else faults_in(root)}",
         where=str(root),
         next_step=f"Name the CSV file itself; its first line: {_COLUMNS}.",
     )
@@ -44,8 +51,29 @@ def find_table(root: Path) -> Path:
 
 def tables_in(root: Path) -> list[Path]:
     """The generic tables directly in a folder."""
-    files = sorted(path for path in root.glob("*.csv") if path.is_file())
-    return [path for path in files if set(REQUIRED) <= set(header(path))]
+    return [path for path in _files(root) if set(REQUIRED) <= set(header(path))]
+
+
+def nearly_tables_in(root: Path) -> list[Path]:
+    """The files directly in a folder that would be generic tables if saved in another way."""
+    forms = [(path, form_of(path, REQUIRED)) for path in _files(root)]
+    return [path for path, form in forms if form.fault and form.would_do]
+
+
+def faults_in(root: Path) -> str:
+    """Why each CSV file directly in a folder is no generic table, a line each, for the end of a
+    message; those that only have to be saved in another way come first."""
+    near = nearly_tables_in(root)
+    files = [*near, *(path for path in _files(root) if path not in near)]
+    forms = [(path, form_of(path, REQUIRED)) for path in files]
+    lines = [f"\n  {printable(path.name)}: {form.fault}" for path, form in forms if form.fault]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"\n  and {len(lines) - _SHOWN:,} more"]
+    return "".join(lines)
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*.csv") if path.is_file())
 
 
 def load(name: str, root: Path, target: str) -> Dataset:

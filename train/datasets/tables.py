@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from memcli.train.datasets.types import Severity, shown
+from memcli.train.datasets.form import columns_fault, columns_of, encoding_fault, form_of
+from memcli.train.datasets.types import Severity
 
 _MAX_BYTES = 256 << 20
-_HEADER_BYTES = 1 << 16
 
 
 class Reports(Protocol):
@@ -64,8 +64,8 @@ def read_text(path: Path, reports: Reports) -> str | None:
         what = f"{size >> 20:,} MiB is too much for a list; at most {_MAX_BYTES >> 20} are read"
         reports.problem("unreadable", what, path)
         return None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
-        reports.problem("encoding", "UTF-16 or no text at all: save it as UTF-8", path)
+    if (fault := encoding_fault(data)) is not None:
+        reports.problem("encoding", fault, path)
         return None
     try:
         return data.decode("utf-8-sig")
@@ -78,12 +78,7 @@ def read_text(path: Path, reports: Reports) -> str | None:
 
 def header(path: Path) -> tuple[str, ...]:
     """The columns of a table as `read_table` names them; empty if it has none."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(_HEADER_BYTES).decode("utf-8-sig", "replace")
-        return _columns(next(csv.reader(io.StringIO(start, newline="")), []))
-    except (OSError, csv.Error):
-        return ()
+    return form_of(path, ()).columns
 
 
 def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterator[Row]:
@@ -97,11 +92,9 @@ def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterato
         return
     records = _records(text, path, reports)
     _, names = next(records, (1, []))
-    columns = _columns(names)
-    lacking = [name for name in required if name not in columns]
-    if lacking:
-        has = f"it has {shown(', '.join(columns))}" if columns else "it has none"
-        reports.problem("columns", f"no column {', '.join(lacking)}: {has}", path, 1)
+    columns = columns_of(names)
+    if (fault := columns_fault(columns, required)) is not None:
+        reports.problem("columns", fault, path, 1)
         return
     if len(set(columns)) < len(columns):
         reports.problem("columns", "two columns have the same name", path, 1)
@@ -113,10 +106,6 @@ def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterato
             continue
         stripped = (cell.strip() for cell in cells)
         yield Row(line, dict(zip(columns, stripped, strict=True)))
-
-
-def _columns(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in names)
 
 
 def _records(text: str, path: Path, reports: Reports) -> Iterator[tuple[int, list[str]]]:

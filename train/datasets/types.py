@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ KINDS = {
     "ambiguous-video": "several video files of this name",
     "missing-feature": "no feature file",
     "feature": "unusable feature file",
-    "split": "group on both sides of a split",
+    "split": "group or file on both sides of a split",
     "decode": "video does not decode",
 }
 """Every kind of problem, and what it means in a few words."""
@@ -148,7 +149,8 @@ def raise_on_errors(
     raise DatasetError(
         "\n".join([f"{plural(len(found), 'problem')} in this dataset", *lines]),
         where=str(dataset.root),
-        next_step=f"See them all:  memcli dataset check {dataset.root} --dataset {dataset.name}",
+        next_step=f"See them all:  memcli dataset check {shlex.quote(str(dataset.root))}"
+        f" --dataset {dataset.name}",
     )
 
 

@@ -11,14 +11,12 @@ score is the mean of its scores with each caption. B, T and C are dynamic in exp
 
 from __future__ import annotations
 
-import inspect
-
 from torch import nn
 
 from memcli.errors import ModelError
 from memcli.spec import HeadSpec
 from memcli.train.heads.linear import RegressionHead, RidgeHead, fit_bayesian_ridge
-from memcli.train.heads.scores import Scores
+from memcli.train.heads.scores import Scores, option_defaults
 from memcli.train.heads.temporal import TemporalHead
 from memcli.train.heads.text import LateFusion, TextPerceptron
 from memcli.train.heads.transformer import FusionTransformer
@@ -34,6 +32,7 @@ __all__ = [
     "TextPerceptron",
     "fit_bayesian_ridge",
     "make_head",
+    "option_defaults",
 ]
 
 HEADS: dict[str, type[nn.Module]] = {
@@ -58,11 +57,7 @@ def make_head(spec: HeadSpec, frame_dim: int | None, text_dim: int | None) -> nn
     kind = HEADS.get(spec.kind)
     if kind is None:
         raise ModelError(f"unknown head {spec.kind!r}", next_step=f"Known: {', '.join(HEADS)}.")
-    options = {
-        name: parameter.default
-        for name, parameter in inspect.signature(kind).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    options = option_defaults(kind)
     for name, value in spec.options.items():
         if name not in options:
             known = f"Options: {', '.join(options)}." if options else "It has none."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from memcli.errors import ModelError
 
@@ -44,6 +45,18 @@ def needed_dim(dim: int | None, what: str, head: str) -> int:
     if dim is None:
         raise ModelError(f"{head} reads {what}, but the model has no encoder for them")
     return dim
+
+
+def option_defaults(kind: type[nn.Module]) -> dict[str, int | float | str]:
+    """The options of a head with their defaults: its own, and those of the heads it is made of."""
+    found: dict[str, int | float | str] = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for part in getattr(kind, "parts", ()):
+        found |= option_defaults(part)
+    return found
 
 
 def in_range(value: float, name: str, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ sigmoid)" on the caption's embedding; late fusion m = alpha * m_V + (1 - alpha) 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from memcli.train.heads.scores import (
     mean_over_captions,
     needed,
     needed_dim,
+    option_defaults,
 )
 from memcli.train.heads.transformer import FusionTransformer
 
@@ -54,37 +56,25 @@ class LateFusion(nn.Module):
     """alpha times the score of the frames plus (1 - alpha) times that of the captions.
 
     Both branches are trained on their own loss, as in the paper, where the two are models of
-    their own and alpha is fixed afterwards (0.7, by cross-validation).
+    their own and alpha is fixed afterwards (0.7, by cross-validation). Beside `alpha`, its options
+    are those of its parts.
     """
 
+    parts = (FusionTransformer, TextPerceptron)
+
     def __init__(
-        self,
-        frame_dim: int | None,
-        text_dim: int | None,
-        *,
-        alpha: float = 0.7,
-        width: int = 512,
-        depth: int = 5,
-        heads: int = 8,
-        feed_forward: int = 2048,
-        dropout: float = 0.1,
-        text_width: int = 512,
+        self, frame_dim: int | None, text_dim: int | None, *, alpha: float = 0.7, **options: Any
     ):
         super().__init__()
         in_range(alpha, "alpha", 0, 1)
         self.alpha = alpha
+        of_text = {
+            name: options.pop(name) for name in option_defaults(TextPerceptron) if name in options
+        }
         self.vision = FusionTransformer(
-            needed_dim(frame_dim, "frames", "LateFusion"),
-            None,
-            width=width,
-            depth=depth,
-            heads=heads,
-            feed_forward=feed_forward,
-            dropout=dropout,
+            needed_dim(frame_dim, "frames", "LateFusion"), None, **options
         )
-        self.text = TextPerceptron(
-            None, needed_dim(text_dim, "captions", "LateFusion"), text_width=text_width
-        )
+        self.text = TextPerceptron(None, needed_dim(text_dim, "captions", "LateFusion"), **of_text)
 
     def forward(
         self,

@@ -7,7 +7,6 @@ process left is ever cleared; an installed folder that it had moved aside is put
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import os
@@ -42,15 +41,6 @@ ZIP_ERRORS = (
 )
 """What Python's zipfile raises on damaged archives, by experience of fuzzing it; and OSError."""
 
-_DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-)
 _BLOCK_BYTES = 1 << 20
 _in_use_here: set[Path] = set()
 
@@ -67,11 +57,6 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file as hexadecimal text."""
     with path.open("rb") as stream:
         return sha256_of(stream)
-
-
-def is_disk_error(error: OSError) -> bool:
-    """Whether the disk is to blame (full, read-only, no permission), not what was written."""
-    return error.errno in _DISK_ERRORS
 
 
 @contextmanager

@@ -15,7 +15,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while `app.run` was not there yet to take it
         print("error: interrupted", file=sys.stderr)
         code = _INTERRUPTED
-    if code == _INTERRUPTED:
+    # Python takes seconds to take torch down, and has nothing left to write.
+    if code == _INTERRUPTED or "torch" in sys.modules:
         from memcli.interrupt import leave
 
         leave(code)

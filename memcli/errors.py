@@ -6,7 +6,18 @@ how a failure looks. Errors of one input file (`VideoError`) become rows of the 
 
 from __future__ import annotations
 
+import errno
 from enum import Enum, IntEnum
+
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 class ExitCode(IntEnum):
@@ -33,6 +44,11 @@ def is_interrupt(error: BaseException) -> bool:
         seen.add(id(cause))
         cause = cause.__cause__
     return False
+
+
+def is_disk_error(error: OSError) -> bool:
+    """Whether the disk is to blame (full, read-only, no permission), not what was written."""
+    return error.errno in _DISK_ERRORS
 
 
 class MemcliError(Exception):

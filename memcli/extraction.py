@@ -253,13 +253,6 @@ def extract_captions(
         store.flush()
 
 
-def torch_device(name: str = "auto") -> str:
-    """The device to encode on: CUDA where there is one, unless another is named."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def frames_at_a_time(device: str) -> int:
     """How many frames a call of an encoder should have to keep a device busy."""
     return _CORE_FRAMES * usable_cpus() if device == "cpu" else _GPU_FRAMES
@@ -316,7 +309,9 @@ def _on_device(encoder: torch.nn.Module, device: str) -> _Run:
                 raise DeviceError(
                     f"not enough memory to encode {len(inputs[0])} {what} at a time",
                     where=device,
-                    next_step="Use a smaller batch, or another device.",
+                    next_step="Use a machine with more memory."
+                    if device == "cpu"
+                    else "Use another device:  --device cpu",
                 ) from error
             raise
         array: Array = found.numpy()

@@ -200,28 +200,22 @@ class RunPredictor:
 
     def _encoders(self) -> dict[inputs.Tower, inputs.Encoder]:
         """The encoders of the training, checked to be the same ones."""
-        from memcli.train import encoders
-        from memcli.train.run import ADAPTED_FILE, TOKENIZER_FILE, read_weights, sha256_file
+        from memcli.train.run import (
+            ADAPTED_FILE,
+            TOKENIZER_FILE,
+            encoder_of,
+            read_weights,
+            sha256_file,
+        )
 
         run = self.run
         adapted = read_weights(run, ADAPTED_FILE) if ADAPTED_FILE in run.files else {}
         prefixes = {"vision": "frame_encoder.", "text": "text_encoder."}
         found: dict[inputs.Tower, inputs.Encoder] = {}
         for used in run.encoders:
-            spec = run.spec.encoder(used.tower)
-            prep = run.spec.prep if used.tower == "vision" else run.spec.text
-            if spec is None or prep is None:
-                raise ModelError(f"{used.tower} encoder without preparation", where=str(run.folder))
-            spec, checkpoint = encoders.resolve(
-                spec, offline=self._offline, report=self._progress.message
+            spec, checkpoint, prep = encoder_of(
+                run, used, offline=self._offline, report=self._progress.message
             )
-            if checkpoint.digest != used.digest:
-                raise ModelError(
-                    f"the weights of {printable(used.repository)} are not those of the training",
-                    where=str(checkpoint.folder),
-                    next_step=f"The run has {used.digest[:12]}, this folder"
-                    f" {checkpoint.digest[:12]}.",
-                )
             prefix = prefixes[used.tower]
             own = {k.removeprefix(prefix): v for k, v in adapted.items() if k.startswith(prefix)}
             found[used.tower] = inputs.Encoder(

@@ -16,12 +16,11 @@ from memcli.engines.files import (
     ZIP_ERRORS,
     discard,
     install,
-    is_disk_error,
     locked,
     restore,
     staging,
 )
-from memcli.errors import MemcliError, ModelError, OutputError, UsageError
+from memcli.errors import MemcliError, ModelError, OutputError, UsageError, is_disk_error
 from memcli.home import bundles_dir, make_dir
 from memcli.models import DEFAULT_MODEL, MODELS, get_model
 from memcli.spec import ModelSpec, is_model_name

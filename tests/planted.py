@@ -34,6 +34,8 @@ WORDS = sorted({word for phrase in _PHRASES for word in phrase.split() if "{" no
 _SIDE = 64
 _FRAMES = 12
 _RATE = 12
+_GROUP = 2
+"""Clips of one film."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def make_planted(
     shuffle: bool = False,
     name: str = "planted.csv",
 ) -> Path:
-    """Write the dataset; returns its CSV. The last fifth is the split `dev`, the rest `train`.
+    """Write the dataset; returns its CSV. The last fifth, in whole groups, is the split `dev`, the
+    rest `train`.
 
     `shuffle` gives every clip the score of another one: what remains learnable is nothing.
     """
@@ -102,6 +105,7 @@ def make_planted(
         scores = np.random.default_rng(seed + 1).permutation(scores)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     table = folder / name
+    first_of_dev = videos * 4 // 5 // _GROUP * _GROUP
     with table.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "score", "caption", "split", "group"))
@@ -109,9 +113,9 @@ def make_planted(
             video = f"videos/clip{number:04d}.mp4"
             if not (folder / video).exists():
                 render(clip, folder / video, seed=seed * 1_000_003 + number)
-            split = "dev" if number >= videos * 4 // 5 else "train"
+            split = "dev" if number >= first_of_dev else "train"
             for caption in clip.captions:
-                writer.writerow((video, f"{score:.6f}", caption, split, f"film{number // 2}"))
+                writer.writerow((video, f"{score:.6f}", caption, split, f"film{number // _GROUP}"))
     return table
 
 

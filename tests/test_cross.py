@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 
 from memcli.app import run
 from memcli.commands.experiment_options import source
+from memcli.errors import UsageError
 from memcli.experiments.experiment import Options, encoders_of
 from tests import planted, tiny_hub
 
@@ -81,7 +82,11 @@ def test_matrix(
     assert "### PLCC of brr" in page
     assert page.count("**Planted.**") == 2
     assert "| Trained on | csv 1 splits, dev split | csv 2 plain, all videos |" in page
-    assert "csv 1 splits: trained on its train split, its dev split held out (20 videos)." in page
+    assert (
+        "csv 1 splits: trained on its train split (16 videos), its dev split held out (4 videos)."
+        in page
+    )
+    assert "Changed from the paper: folds 2." in page  # of csv 2; ridge has no epochs
     assert "csv 2 plain: cross-validated, then trained on 12 videos" in page
     out = tmp_path / "out"
     with (out / "figures.csv").open(newline="") as stream:
@@ -190,6 +195,31 @@ def test_sources() -> None:
     assert source("./odd=name") == (None, Path("odd=name"))
 
 
+def test_an_unknown_format_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="'nope' is no format") as caught:
+        source("nope=./data")
+    assert "memento10k" in str(caught.value)
+    (tmp_path / "nope=data").mkdir()
+    assert source("nope=data") == (None, Path("nope=data"))
+    assert source("plain") == (None, Path("plain"))
+
+
+def test_a_change_without_effect_is_not_noted(
+    cross: Callable[..., int],
+    splits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    second = tmp_path / "second"
+    planted.make_planted(second, 10, seed=3)
+    assert cross("brr", splits, second, arguments=("--seed", "4")) == 0
+    page = capsys.readouterr().out
+    assert page.count("Changed from the paper: seed 4.") == 2  # neither --folds nor --epochs
+
+
 def test_encoders_stand_in_where_they_are_meant() -> None:
     clip, old = "openai/clip-vit-base-patch32", "distilbert/distilbert-base-uncased"
     options = Options({"": "V", clip: "C"}, text_encoder="T")
@@ -201,3 +231,15 @@ def test_encoders_stand_in_where_they_are_meant() -> None:
     assert encoders_of("vit", options) == ("V", None)
     assert encoders_of("distilbert", Options({old: "D"}, text_encoder="T")) == (None, "D")
     assert encoders_of("clip-gru", Options()) == (None, None)
+
+
+@pytest.mark.parametrize("videos", [10, 13, 24])
+def test_planted_groups_are_on_one_side(
+    videos: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planted, "render", lambda _clip, path, **_: path.write_bytes(b"clip"))
+    table = planted.make_planted(tmp_path, videos, seed=5)
+    with table.open(newline="") as stream:
+        sides = {(row["group"], row["split"]) for row in csv.DictReader(stream)}
+    assert len(sides) == len({group for group, _ in sides}) == (videos + 1) // 2
+    assert {split for _, split in sides} == {"train", "dev"}

@@ -33,7 +33,7 @@ SPOILT = {
         "no column path, score: it has 'file, memorability'; needed: path, score",
     ),
     "one column": (b"path,mem\na.mp4,0.5\n", "no column score: it has 'path, mem'; needed: path,"),
-    "nothing": (b"", "no column path, score: it is empty; needed: path, score"),
+    "nothing": (b"", "it is empty; needed: a first line with the columns path, score"),
 }
 
 
@@ -123,3 +123,12 @@ def test_any_bytes_have_a_form(tmp_path_factory: pytest.TempPathFactory, content
 
 def test_a_table_with_the_columns_has_no_fault() -> None:
     assert columns_fault(("x;y", "path", "score"), ("path", "score")) is None
+
+
+def test_a_table_of_its_first_line_only_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_text("path,score\n\n")
+    with pytest.raises(DatasetError, match="no video is listed here") as caught:
+        load_dataset("csv", tmp_path)
+    assert f"{table}:1: there is no row to read below this line" in str(caught.value)
+    assert caught.value.next_step

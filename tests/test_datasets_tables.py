@@ -75,7 +75,8 @@ def test_columns_may_stand_in_any_order_and_case(table: Path) -> None:
         ("id;a,b;score\n1;2\n", ("columns", 1), "separated by ; not by commas: save it"),
         ("a,b\n1,2\n", ("columns", 1), "no column id, score: it has 'a, b'; needed: id, score"),
         ("name\n1\n", ("columns", 1), "no column id, score: it has 'name'; needed: id, score"),
-        ("", ("columns", 1), "no column id, score"),
+        ("", ("columns", 1), "it is empty; needed: a first line with the columns id, score"),
+        ("id,score\n", ("no-rows", 1), "no row to read below this line"),
         ("id,score,score\n1,2,3\n", ("columns", 1), "same name"),
         (b"id,score\n1,2\n\xe9,3\n", ("encoding", 3), "0xe9"),
         ("id,score\n1,2\n".encode("utf-16"), ("encoding", None), "UTF-16, not UTF-8: save it as"),
@@ -134,7 +135,7 @@ def test_what_the_csv_writer_writes_is_read_back(
         expected.append((line, *record))
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     found, notes = rows(path, stream.getvalue().encode(), "id")
-    assert notes.found == []
+    assert notes.found == ([] if records else [("no-rows", 1)])
     assert found == expected
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,11 +245,43 @@ def test_torch_weights_are_read_without_executing_anything(
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "executed",)
 
-    torch.save({**weights, "x": Hostile()}, folder / "pytorch_model.bin")
-    _, checkpoint = resolve(spec_of(folder, "vision", "cls"))
-    with pytest.raises(ModelError, match="weights cannot be loaded"):
+    hostile = {**weights, "x": Hostile()}
+    for content in ("zip", "pickle", "garbage"):
+        path = folder / "pytorch_model.bin"
+        if content == "zip":
+            torch.save(hostile, path)
+        else:
+            path.write_bytes(pickle.dumps(Hostile()) if content == "pickle" else b"nothing")
+        _, checkpoint = resolve(spec_of(folder, "vision", "cls"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ModelError) as error:
+                load_encoder(spec, checkpoint, prep)
+        perhaps = "" if content == "zip" else "is damaged, or "
+        assert str(error.value).splitlines() == [
+            f"{path}: {perhaps}contains pickled objects that are not tensors",
+            "  Use a folder with model.safetensors.",
+        ]
+        assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(
+    hub: dict[str, Path], tmp_path: Path, value: float
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "vit"
+    shutil.copytree(hub["vit"], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][1, 2] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    spec, checkpoint = resolve(spec_of(folder, "vision", "cls"))
+    prep = frame_prep(checkpoint, CLIP_PREP)
+    with pytest.raises(ModelError, match="weights are not all finite") as error:
         load_encoder(spec, checkpoint, prep)
-    assert not (tmp_path / "executed").exists()
+    assert error.value.where == str(folder)
+    assert error.value.exit_code == 3
 
 
 def test_remote_code_is_never_run(hub: dict[str, Path], tmp_path: Path) -> None:

@@ -219,6 +219,18 @@ def test_a_folder_that_is_not_complete_is_refused(tmp_path: Path, name: str) -> 
     with pytest.raises(ModelError, match=name.split(".")[0]) as caught:
         resolve(SPEC, override=str(folder))
     assert str(folder) in str(caught.value)
+    assert name in (caught.value.next_step or "")
+    assert "--encoder FOLDER" in (caught.value.next_step or "")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_configuration_says_what_to_do(tmp_path: Path, content: str) -> None:
+    folder = make_vit(tmp_path)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError, match="JSON") as caught:
+        resolve(SPEC, override=str(folder))
+    assert caught.value.where == str(folder / "config.json")
+    assert "Copy or download this file again" in str(caught.value)
 
 
 def test_shards_must_all_be_there_and_in_the_folder(tmp_path: Path) -> None:

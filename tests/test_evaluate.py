@@ -307,3 +307,17 @@ def test_the_next_command_is_quoted_for_the_shell(
     shutil.copy(planted, folder)
     evaluate("tiny", "--dataset", "csv", "--data", folder, "--output", tmp_path / "out", code=2)
     assert f"memcli dataset check '{folder}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [("early-fusion", "--run", "RUN"), ("--run", "RUN", "vision")])
+def test_run_takes_no_folder(
+    order: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my run").mkdir()
+    words = [str(tmp_path / "my run") if word == "RUN" else word for word in order]
+    assert memcli(["evaluate", *words, "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--run takes no folder" in error
+    assert f"memcli evaluate '{tmp_path}/my run' --data DIR" in error
+    assert memcli(["evaluate", *words, "and", "more", "--data", str(tmp_path)]) == 2
+    assert "unexpected extra argument" in capsys.readouterr().err

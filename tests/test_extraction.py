@@ -18,7 +18,6 @@ from memcli.extraction import (
     extract_frames,
     frame_features,
     torch_captions,
-    torch_device,
     torch_frames,
     video_key,
 )
@@ -290,13 +289,12 @@ def test_torch_encoders_behind_encode() -> None:
             return (ids * mask).double()  # type: ignore[operator]
 
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5, 3), np.uint8)
-    found = torch_frames(Frames().train(), torch_device())(frames)
+    found = torch_frames(Frames().train(), "cpu")(frames)
     np.testing.assert_allclose(found, frames.mean((2, 3)), rtol=1e-5)
     ids = np.arange(6).reshape(2, 3)
     text = torch_captions(Text(), "cpu")(ids, np.ones_like(ids))
     np.testing.assert_array_equal(text, ids)
     assert (found.dtype, text.dtype) == (np.float32, np.float32)
-    assert torch_device("cuda:1") == "cuda:1"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7])

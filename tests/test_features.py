@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from memcli.models.encoders import CLIP_B32_VISION, CLIP_PREP, DISTILBERT, DISTI
 from memcli.train import features
 from memcli.train.features import (
     FeatureStore,
-    caption_features_dir,
-    frame_features_dir,
     open_features,
     open_prepared_frames,
 )
@@ -110,17 +109,18 @@ def test_frames_are_kept_as_bytes() -> None:
 
 
 def test_each_encoder_and_preparation_has_its_folder(memcli_home: Path) -> None:
-    first = frame_features_dir("a" * 64, CLIP_B32_VISION, CLIP_PREP)
-    others = [
-        frame_features_dir("b" * 64, CLIP_B32_VISION, CLIP_PREP),
-        caption_features_dir("a" * 64, DISTILBERT, DISTILBERT_PREP),
-    ]
-    assert len({first, *others}) == 3
-    assert first == frame_features_dir("a" * 64, CLIP_B32_VISION, CLIP_PREP)
-    assert first.parent == memcli_home / "features"
+    with (
+        open_features("a" * 64, CLIP_B32_VISION, CLIP_PREP) as store,
+        open_features("b" * 64, CLIP_B32_VISION, CLIP_PREP) as changed,
+        open_features("a" * 64, CLIP_B32_VISION, replace(CLIP_PREP, mean=(0.5, 0.5, 0.5))) as other,
+        open_features("a" * 64, DISTILBERT, DISTILBERT_PREP) as text,
+    ):
+        first = store.folder
+        assert len({first, changed.folder, other.folder, text.folder}) == 4
+        assert first.parent == memcli_home / "features"
+        assert store.tail == (512,)
     with open_features("a" * 64, CLIP_B32_VISION, CLIP_PREP) as store:
         assert store.folder == first
-        assert store.tail == (512,)
     told = json.loads((first / "description.json").read_text())
     assert told["of"]["encoder"]["repository"] == "openai/clip-vit-base-patch32"
     assert told["of"]["digest"] == "a" * 64

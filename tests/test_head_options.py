@@ -10,9 +10,10 @@ import pytest
 
 from memcli.app import run as memcli
 from memcli.errors import ModelError
-from memcli.models import MODELS
+from memcli.models import MODELS, get_model
 from memcli.models.head_options import HEAD_OPTIONS, HeadOption, options_of
 from memcli.spec import HeadSpec
+from memcli.training.plan import check_options
 
 DOCS = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
 ALL = [(kind, name) for kind, options in HEAD_OPTIONS.items() for name in options]
@@ -120,6 +121,28 @@ def test_an_unknown_option_names_those_there_are(
     error = capsys.readouterr().err
     assert f"the head of {model} has no option 'nonsense'" in error
     assert told in error
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "told"),
+    [
+        ("vision", "width=abc", "--set width: 'abc' is not a whole number"),
+        ("vision", "width=1.5", "--set width: '1.5' is not a whole number"),
+        ("vision", "dropout=x\x1b", r"--set dropout: 'x\x1b' is not a number"),
+        ("clip-gru", "predictor=3", "--set predictor: '3' is none of its values"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_the_words_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, option: str, told: str
+) -> None:
+    assert memcli(["train", model, "--data", str(tmp_path / "not there"), "--set", option]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Possible: " in error
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    check_options(get_model("vision"), {"dropout": 0, "width": 16})
 
 
 def test_help_says_where_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,3 +139,18 @@ def test_errors_that_were_made_of_an_interrupt() -> None:
     circle = ModelError("x")
     circle.__cause__ = circle
     assert not is_interrupt(circle)
+
+
+@pytest.mark.parametrize(("word", "code"), [("--version", 0), ("--nonsense", 2)])
+def test_torch_is_not_taken_down(word: str, code: int) -> None:
+    done = python(f"""
+import atexit, sys, types
+from memcli import __main__
+sys.modules["torch"] = types.ModuleType("torch")
+atexit.register(print, "taken down")
+sys.argv = ["memcli", "{word}"]
+__main__.main()
+""")
+    assert done.returncode == code
+    assert "taken down" not in done.stdout
+    assert (done.stdout if code == 0 else done.stderr) != ""

@@ -12,20 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_examples import DIM, examples
 from torch import Tensor, nn
 
 from memcli.errors import DeviceError, ModelError
 from memcli.spec import HeadSpec, Recipe
-from memcli.train.data import Examples, HeldFrames
+from memcli.train.data import Batch, Examples, HeldFrames
 from memcli.train.heads import Scores, make_head
 from memcli.train.learner import Learner
 from memcli.train.loop import FitSettings, Fitted, fit, predict
 from memcli.train.metrics import srcc
-from memcli.train.range_test import step_losses, suggestion
-from memcli.train.trainer import Logs, Machine, plainly
+from memcli.train.range_test import find_learning_rate, suggestion
+from memcli.train.trainer import Logs, Machine, make_trainer, plainly
 
 CPU = Machine(device="cpu", save_every_s=0)
 RECIPE = Recipe(epochs=12, batch_size=16, learning_rate=0.05, unit="frame")
@@ -221,14 +219,15 @@ def test_schedules(schedule: str) -> None:
 
 
 class Hungry(nn.Module):
-    """Has no memory for more than eight samples."""
+    """Has no memory for more samples at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 8) -> None:
         super().__init__()
         self.inner = linear_head()
+        self.most = most
 
     def forward(self, *inputs: Tensor) -> Scores:
-        if self.training and len(inputs[0]) > 8:
+        if self.training and len(inputs[0]) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return self.inner(*inputs)  # type: ignore[no-any-return]
 
@@ -237,8 +236,12 @@ def test_out_of_memory_says_the_size_or_halves_it(tmp_path: Path) -> None:
     recipe = replace(RECIPE, batch_size=32, epochs=2)
     with pytest.raises(DeviceError, match="batch of 32") as error:
         trained(tmp_path / "a", recipe, head=Hungry())
-    assert "--batch-size 16" in str(error.value)
+    assert "--auto-batch" in str(error.value)
+    assert "--batch-size" not in str(error.value), "refused on --resume and by an experiment"
     data = examples()
+    with pytest.raises(DeviceError, match="batch of 1\n") as error:
+        fit(Hungry(0), data, None, recipe, FitSettings(3, CPU, auto_batch=True), tmp_path / "0")
+    assert "--auto-batch" not in str(error.value)
     halved = fit(Hungry(), data, None, recipe, FitSettings(3, CPU, auto_batch=True), tmp_path / "b")
     direct = fit(
         Hungry(), data, None, replace(recipe, batch_size=8), FitSettings(3, CPU), tmp_path / "c"
@@ -269,11 +272,39 @@ def test_the_training_loss_is_the_mean_over_samples(tmp_path: Path) -> None:
     assert fitted.history[0]["train_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_halving_goes_on_from_the_batch_of_the_checkpoint(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, batch_size=32, epochs=3)
+
+    def interrupt(epoch: int, _: dict[str, float]) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    data, settings = examples(), FitSettings(3, CPU, auto_batch=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Hungry(most=16), data, None, recipe, settings, tmp_path, tell=interrupt)
+    with pytest.raises(DeviceError, match="batch of 16\n"):
+        fit(Hungry(most=8), data, None, recipe, FitSettings(3, CPU), tmp_path)
+    halved = fit(Hungry(most=8), data, None, recipe, settings, tmp_path)
+    assert (halved.batch_size, halved.epochs) == (8, 3)
+
+
 def test_divergence_is_said(tmp_path: Path) -> None:
     data = examples()
     data.scores[3] = math.nan
-    with pytest.raises(ModelError, match="diverged in epoch 1"):
+    with pytest.raises(ModelError, match="diverged in epoch 1") as error:
         trained(tmp_path, data=data)
+    assert "without --resume" in str(error.value)
+    assert "--learning-rate 0.005" in str(error.value)
+
+
+def test_an_epoch_is_told_with_its_own_metrics(tmp_path: Path) -> None:
+    told: list[dict[str, float]] = []
+    recipe = replace(RECIPE, epochs=3, monitor="val_loss")
+    _, fitted = trained(
+        tmp_path, recipe, tell=lambda epoch, metrics: told.append({"epoch": epoch} | metrics)
+    )
+    assert told == fitted.history
+    assert set(told[0]) == {"epoch", "train_loss", "val_loss", "val_srcc"}
 
 
 def test_range_test_finds_a_rate_that_learns_and_changes_nothing_else(tmp_path: Path) -> None:
@@ -313,14 +344,27 @@ def test_range_suggestion_is_half_way_down() -> None:
     assert suggestion(rates, [math.nan] * 100) is None
 
 
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=30)
-def test_losses_of_steps_are_computed_back(losses: list[float]) -> None:
-    mean, means = 0.0, []
-    for step, loss in enumerate(losses, start=1):  # as Lightning's callback does
-        mean = 0.98 * mean + 0.02 * loss
-        means.append(mean / (1 - 0.98 ** (step + 1)))
-    assert step_losses(means) == pytest.approx(losses, rel=1e-6)
+def test_losses_of_steps_are_computed_back(tmp_path: Path) -> None:
+    """From what Lightning itself makes of the losses of its sweep."""
+    noted: list[float] = []
+
+    class Noting(Learner):
+        def training_step(self, batch: Batch, index: int) -> Tensor:
+            loss = super().training_step(batch, index)
+            noted.append(float(loss.detach()))
+            return loss
+
+    recipe = replace(RECIPE, batch_size=5)
+    learner = Noting(linear_head(), examples(), None, recipe, seed=0, eval_batch=8)
+    learner.probing = True
+    with plainly():
+        _, curve = find_learning_rate(
+            learner, lambda **more: make_trainer(CPU, limit_val_batches=0, **more), tmp_path
+        )
+    assert len(noted) >= 50
+    assert max(noted) > 1.1 * min(noted)
+    assert curve["loss"] == pytest.approx(noted[: len(curve["loss"])], rel=1e-3)
+    assert len(curve["loss"]) >= len(noted) - 1
 
 
 def test_ridge_is_fitted_as_scikit_learn_does(tmp_path: Path) -> None:
@@ -335,6 +379,20 @@ def test_ridge_is_fitted_as_scikit_learn_does(tmp_path: Path) -> None:
     expected = reference.predict(means[40:]).clip(0, 1)
     found = predict(head, data.subset(range(40, 60)), CPU).score.numpy()
     assert np.abs(found - expected).max() < 1e-5  # float32 coefficients
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_16_bits_on_a_cpu_are_refused_before_anything_is_written(
+    tmp_path: Path, device: str
+) -> None:
+    if device == "auto" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(DeviceError, match="needs a CUDA device") as error:
+        trained(tmp_path / "run", machine=Machine(device=device, precision="16"))
+    assert "--mixed-precision bf16" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    _, fitted = trained(tmp_path / "b", replace(RECIPE, epochs=1), machine=Machine("cpu", "bf16"))
+    assert fitted.epochs == 1
 
 
 @pytest.mark.parametrize("device", ["cuda", "tpu"])

@@ -70,6 +70,21 @@ def test_published_is_a_rank_correlation_that_says_whose(memcli_home: Path, tmp_
     assert lines["tiny"].endswith("none published")
 
 
+def test_what_is_installed_is_listed_as_it_is(memcli_home: Path, tmp_path: Path) -> None:
+    """A bundle that was trained with another encoder than the registry's."""
+    bundle = make_tiny_bundle(memcli_home, "vision")
+    weights = dataclasses.replace(bundle.spec.weights, license="Terms of the other encoder")
+    respecified(bundle, weights=weights)
+    listed = memcli("models", cwd=tmp_path).stdout
+    lines = {line.split()[0]: line for line in listed.splitlines()}
+    assert "4 frames 48x48" in lines["vision"]
+    assert "Terms of the other encoder" in lines["vision"]
+    assert "16 frames 224x224" in lines["brr"]
+    entries = json.loads(memcli("models", "--json", cwd=tmp_path).stdout)
+    (own,) = [entry for entry in entries if entry["model"] == "vision"]
+    assert (own["input"], own["license"]) == ("4 frames 48x48", "Terms of the other encoder")
+
+
 def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) -> None:
     tiny = make_tiny_bundle(memcli_home, precisions=("fp32", "int8"))
     measured = {"max_abs": 0.01, "mean_abs": 0.002, "srcc": 0.999, "frames_of": "holdout videos"}
@@ -129,7 +144,8 @@ def test_every_model_of_the_registry_is_shown(
     shown = capsys.readouterr().out
     assert MODELS[name].license in shown
     for paper in CITED:
-        assert (paper.title in shown) == (paper.file in shown)
+        assert (paper.title in shown) == (paper.file in json.dumps(MODELS[name].to_dict()))
+        assert paper.file not in shown
 
 
 def test_rm_of_a_path(memcli_home: Path, tmp_path: Path) -> None:

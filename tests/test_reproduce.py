@@ -17,6 +17,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from memcli.app import run
+from memcli.errors import UsageError
+from memcli.experiments.lock import held
 from memcli.experiments.reproduce import ReproduceSettings, reproduce
 from memcli.training.settings import NoProgress
 from tests import planted, tiny_hub
@@ -94,7 +96,11 @@ def test_early_fusion_table(
     assert "the dev split, after training on the train split only" in page
     assert "siglip in place of google/siglip-base-patch16-224" in page
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
-    assert rows == ["| Model", "| ---", "| text", "| brr"]
+    names = ["vision", "text", "early-fusion", "late-fusion", "brr"]
+    assert rows == ["| Model", "| ---", *(f"| {name}" for name in names)]
+    assert "| vision | 0.362 ± 0.10 | not run | 0.224 | not run |" in page
+    assert "Published: Ganesh, Huijben, " in page
+    assert ".txt" not in page
     assert (out / "tables.md").read_text().replace(
         "\n![table-1: published and obtained](table-1.png)\n", ""
     ) == page.removesuffix("\n")
@@ -123,7 +129,7 @@ def test_labelled_test_split_is_what_is_tested_on(
     assert early("--models", "brr", "--dataset", "moviemem", data=table) == 0
     page = capsys.readouterr().out
     assert "the test split, after training on all other videos" in page
-    assert "(000_bcb79d7cf5a52fe8.txt), on MovieMem." in page
+    assert "MediaEval 2025, on MovieMem." in page
     out = tmp_path / "out"
     assert [one.name for one in (out / "runs").iterdir()] == ["brr-moviemem-folds"]
     rows = predictions(out / "measured" / "brr-moviemem-folds-on-moviemem-test")
@@ -152,6 +158,56 @@ def test_complete_rows_are_not_trained_again(
     assert (out / "tables.md").read_text() == page
 
 
+def test_rows_of_earlier_calls_are_shown(
+    early: Callable[..., int], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Row by row, with a test split: complete rows as they were, one begun as not run."""
+    table = tmp_path / "with-test.csv"
+    text = (data / "planted.csv").read_text().replace(",dev,", ",test,")
+    table.write_text(text.replace("videos/", f"{data}/videos/"))
+    out = tmp_path / "out"
+    assert early("--models", "brr", data=table) == 0
+    brr = {key: row for key, row in figures(out).items() if key[0] == "brr"}
+    assert early("--models", " text,", data=table) == 0
+    page = capsys.readouterr().out
+    found = figures(out)
+    assert {key: found[key] for key in brr} == brr
+    assert brr["brr", "SRCC, test", "obtained"]["status"] == "ok"
+    assert found["text", "SRCC, test", "obtained"]["status"] == "ok"
+    assert found["vision", "SRCC, test", "obtained"]["reason"] == "not run"
+    assert "siglip in place of" in page  # brr's encoder: the notes are of all rows shown
+
+    path = out / "runs" / "brr-csv-folds" / "run.json"
+    entry = json.loads(path.read_text())
+    for changes in ({"status": "training"}, {"settings": {**entry["settings"], "seed": 7}}):
+        path.write_text(json.dumps(entry | changes))
+        assert early("--models", "text", data=table) == 0
+        found = figures(out)
+        assert found["brr", "SRCC, test", "obtained"]["reason"] == "not run"
+        assert found["text", "SRCC, test", "obtained"]["status"] == "ok"
+    path.write_text(json.dumps(entry))
+    shutil.rmtree(out / "measured" / "brr-csv-folds-on-csv-test")
+    assert early("--models", "text", data=table) == 0
+    found = figures(out)
+    assert found["brr", "SRCC, test", "obtained"]["reason"] == "not run"
+    assert found["brr", "SRCC, cross-validation", "obtained"]["status"] == "ok"
+
+
+def test_two_at_once_are_refused(
+    early: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with held(out):
+        assert early("--models", "brr") == 2
+    error = capsys.readouterr().err
+    assert f"{out}: another memcli is at work in this folder" in error
+    assert [one.name for one in out.iterdir()] == [".lock"]
+    with held(out), pytest.raises(UsageError, match="at work"), held(out):
+        pass
+    assert early("--models", "brr") == 0  # neither what it left nor the lock of a dead one is held
+
+
 def test_an_interrupted_row_goes_on(hub: Path, data: Path, tmp_path: Path) -> None:
     class Interrupting(NoProgress):
         def message(self, text: str) -> None:
@@ -173,7 +229,8 @@ def test_an_interrupted_row_goes_on(hub: Path, data: Path, tmp_path: Path) -> No
     after = json.loads(path.read_text())
     assert (after["status"], len(after["folds"])) == ("complete", 2)
     assert after["created"] == before["created"]
-    assert table.rows[0].obtained["SRCC, cross-validation"].value is not None
+    (row,) = [row for row in table.rows if row.model == "brr"]
+    assert row.obtained["SRCC, cross-validation"].value is not None
 
 
 def test_a_failing_row_does_not_stop_the_others(
@@ -274,6 +331,9 @@ def test_other_settings_or_data_are_refused(
     ("arguments", "told"),
     [
         (("--models", "vit"), "'vit' is no row of this paper"),
+        (("--models", ""), "--models: no row is named"),
+        (("--models", " ,"), "--models: no row is named"),
+        (("--second", "nope=x"), "'nope' is no format of a dataset"),
         (("--set", "layers=2"), "no head here has an option 'layers'"),
         (("--encoder", "openai/other=x"), "no model here uses the encoder 'openai/other'"),
         (("--second", "csv=x"), "only clip-gru has a table of two datasets"),

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.models import get_model
 from memcli.spec import HeadSpec, ModelSpec
 from memcli.train import encoders, provenance, run_folder
-from memcli.train.heads import make_head
+from memcli.train.heads import HEADS, make_head, option_defaults
 from memcli.train.run import (
     ADAPTED_FILE,
     MODEL_FILE,
@@ -36,6 +37,8 @@ from memcli.train.run import (
     runs_dir,
 )
 from memcli.train.run_folder import Prediction, RunFolder, read_predictions
+
+LATE_OPTIONS = option_defaults(HEADS["LateFusion"])
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,30 @@ def test_changed_missing_and_foreign_weights_are_refused(clip: Path) -> None:
             strange = folder.finish()
         with pytest.raises(ModelError, match="another model or version"):
             load_head(strange)
+
+
+def test_a_run_json_cannot_ask_for_more_memory_than_its_weights_take(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest head of allowed options has 27e9 parameters."""
+    made: list[bool] = []
+
+    def noting(*parts: Any) -> torch.nn.Module:
+        made.append(torch.zeros(1).is_meta)
+        return make_head(*parts)
+
+    monkeypatch.setattr("memcli.train.heads.make_head", noting)
+    text = {"text_width": 8192, "feed_forward": 8192, "width": 8192, "depth": 64}
+    head = HeadSpec("LateFusion", {k: v for k, v in text.items() if k in LATE_OPTIONS})
+    run = finished(clip)
+    load_head(run)
+    assert made == [True, False]
+    made.clear()
+    large = replace(run, spec=replace(run.spec, head=head), dims={"frame": 65536, "text": 65536})
+    for load in (load_head, partial(load_model, report=lambda _: None)):
+        with pytest.raises(ModelError, match="another model or version"):
+            load(large)
+    assert made == [True, True]
 
 
 def test_a_model_of_precomputed_features_has_a_head_only(clip: Path) -> None:

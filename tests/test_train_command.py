@@ -80,7 +80,7 @@ def test_json(clips: Path, siglip: str, capsys: pytest.CaptureFixture[str]) -> N
         (["brr", "--dataset", "csv", "--data", "/nowhere"], 2, "/nowhere"),
         (["visoin", "--dataset", "csv", "--data", "."], 3, "did you mean 'vision'"),
         (["brr", "--set", "x", "--dataset", "csv", "--data", "."], 2, "not KEY=VALUE"),
-        (["brr", "--resume", "/nowhere"], 2, "no run in this folder"),
+        (["brr", "--resume", "/nowhere"], 2, "/nowhere: no such folder"),
         (["brr", "--resume", "/nowhere", "--epochs", "3"], 2, "keeps its settings"),
     ],
 )
@@ -102,7 +102,6 @@ def test_a_run_of_another_model_is_not_gone_on_with(
     assert run_command(arguments("brr", clips, siglip, *more)) == 0
     for line, message, advice in (
         (["train", "vision", "--resume", str(output)], "a run of brr, not of vision", "--resume"),
-        (arguments("brr", clips, siglip, *more), "not empty", "memcli train brr --resume"),
         (["train", "brr", "--resume", str(output)], "complete", "memcli export brr --run"),
     ):
         capsys.readouterr()

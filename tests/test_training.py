@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -17,7 +16,6 @@ import tiny_hub
 import torch
 
 from memcli.errors import DeviceError, ModelError, UsageError
-from memcli.models import get_model
 from memcli.train.datasets import DatasetError
 from memcli.train.run import (
     ADAPTED_FILE,
@@ -150,63 +148,6 @@ def test_same_seed_same_predictions_and_features_once(clips: Path, hub: dict[str
     assert (other.folder / "predictions.csv").read_text() != texts[0]
     assert {"tokenizer.json", MODEL_FILE} <= set(runs[0].files)
     assert [one.tower for one in runs[0].encoders] == ["vision", "text"]
-
-
-@pytest.mark.parametrize("stop_at", [("fold 2 of 2", 2), ("all videos", 2)])
-def test_resumed_is_as_uninterrupted(
-    clips: Path, hub: dict[str, str], tmp_path: Path, stop_at: tuple[str, int]
-) -> None:
-    wanted = settings(
-        "vision", clips, encoder=hub["siglip"], epochs=3, options=NARROW, save_every_s=0.0
-    )
-    whole = train_model(wanted)
-    watch = Watch(stop_at)
-    output = tmp_path / "my run"
-    with pytest.raises(KeyboardInterrupt):
-        train_model(replace(wanted, output=output), watch)
-    assert any(f"memcli train vision --resume '{output}'" in text for text in watch.messages)
-    assert read_run("vision").folder == whole.folder
-    again = Watch()
-    resumed = train_model(TrainSettings("vision", "", Path(), device="cpu"), again, resume=output)
-    assert again.epochs[0] == stop_at
-    assert ("fold 1 of 2", 1) not in again.epochs
-    assert resumed.metrics == whole.metrics
-    assert resumed.settings == whole.settings
-    names = (MODEL_FILE, "fold-1.safetensors", "fold-2.safetensors")
-    assert [resumed.files[name] for name in names] == [whole.files[name] for name in names]
-    for name in ("predictions.csv", "split.csv"):
-        assert (output / name).read_text() == (whole.folder / name).read_text()
-    assert read_run("vision").folder == output
-
-
-@pytest.mark.parametrize("column", ["score", "group", "video"])
-def test_a_changed_dataset_is_not_gone_on_with(
-    clips: Path, hub: dict[str, str], tmp_path: Path, column: str
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(clips, data)
-    wanted = settings("brr", data, encoder=hub["siglip"], output=tmp_path / "run")
-
-    class Stop(Watch):
-        def message(self, text: str) -> None:
-            if text.startswith("fold 1"):
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_model(wanted, Stop())
-    rows = table(data / "planted.csv")
-    if column == "video":
-        with (data / rows[0]["path"]).open("ab") as stream:
-            stream.write(b"more")
-    for row in rows:
-        if row["path"] == rows[0]["path"] and column != "video":
-            row[column] = "0.5"
-    with (data / "planted.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    with pytest.raises(DatasetError, match="has changed"):
-        train_model(TrainSettings("brr", "", Path(), device="cpu"), resume=tmp_path / "run")
 
 
 def test_late_fusion_chooses_alpha(clips: Path, hub: dict[str, str]) -> None:
@@ -424,36 +365,3 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     with pytest.raises((UsageError, ModelError, DeviceError), match=message):
         train_model(replace(wanted, **changes))
     assert not runs_dir("vision").exists()
-
-
-def test_precision_and_encoder_of_a_run_are_kept_when_it_is_resumed_elsewhere(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models" / "siglip").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    wanted = settings("vision", clips, encoder="models/siglip", text_encoder="owner/name")
-    entry = json.loads(json.dumps(replace(wanted, precision="bf16", devices=2).to_dict()))
-    run = Run(Path(), get_model("vision"), {}, 0, (), {}, "training", settings=entry)
-    found = TrainSettings("vision", "", Path()).resumed(run)
-    assert (found.precision, found.devices, found.auto_batch) == ("bf16", 2, False)
-    assert found.encoder == str(tmp_path / "models" / "siglip")
-    assert found.text_encoder == "owner/name"
-    other = TrainSettings("vision", "", Path(), devices=1, auto_batch=True).resumed(run)
-    assert (other.devices, other.auto_batch) == (1, True)
-
-
-def test_settings_in_a_run_are_plain_json(clips: Path) -> None:
-    wanted = settings("vision", clips, options=NARROW, encoder="x", output=Path("y"))
-    entry = json.loads(json.dumps(wanted.to_dict()))
-    assert "device" not in entry
-    run = Run(Path(), get_model("vision"), {}, 0, (), {}, "training", settings=entry)
-    machine = TrainSettings("vision", "", Path(), device="cpu", workers=3)
-    found = machine.resumed(run)
-    assert found == replace(wanted, output=None, device="cpu", workers=3, data=clips.absolute())
-    strange: dict[str, Any] = {
-        "more": 1, "data": 3, "epochs": "3", "seed": None, "folds": True, "options": {"a": []},
-        "model": ["vision"], "split": "half", "max_missing": "5", "learning_rate": [],
-    }  # fmt: skip
-    for broken in ({}, *(entry | {name: value} for name, value in strange.items())):
-        with pytest.raises(ModelError, match="another version, or damaged"):
-            machine.resumed(replace(run, settings=broken))

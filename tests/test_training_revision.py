@@ -14,7 +14,7 @@ from test_training import Watch, settings
 
 from memcli.models import MODELS, get_model
 from memcli.train.run import load_model, read_run, runs_dir
-from memcli.training import train_model
+from memcli.training import TrainSettings, train_model
 
 CLIPS = 10
 
@@ -61,6 +61,28 @@ def test_the_newest_is_recorded_and_kept_to(
     load_model(read_run("vit"), report=print)  # of that commit: its digest is compared
     again = train_model(wanted)
     assert again.encoders[0].revision == "b" * 40
+
+
+def test_a_repository_that_was_named_is_kept_to_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.make_planted(tmp_path / "data", CLIPS)
+    hub = Hub(tmp_path, "owner/name")
+    hub.commit("a" * 40, seed=1)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    output = tmp_path / "run"
+    wanted = settings(
+        "vit", tmp_path / "data", encoder="owner/name", epochs=2, learning_rate=0.01, output=output
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_model(wanted, Watch(stop_at=("fold 2 of 2", 1)))
+    hub.commit("b" * 40, seed=2)
+    machine = TrainSettings("vit", "", Path(), device="cpu", offline=True)  # as it is in the cache
+    run = train_model(machine, resume=output)
+    assert [one.revision for one in run.encoders] == ["a" * 40]
+    assert [one.repository for one in run.encoders] == ["owner/name"]
+    assert run.settings["encoder"] == "owner/name"
+    load_model(read_run(output), report=print)
 
 
 def test_all_others_are_pinned() -> None:

@@ -27,6 +27,7 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SMALL_FILES = ("config.json", *INPUT_FILES["vision"], *INPUT_FILES["text"], "README.md")
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Any of these sets of files is a whole tokenizer."""
+_AGAIN = "Copy or download this file again from where the checkpoint is from."
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -62,7 +63,12 @@ def locate(
     if folder is not None:
         missing = missing_files(folder, spec)
         if missing:
-            raise ModelError(f"this folder has no {missing}", where=str(folder))
+            raise ModelError(
+                f"this folder has no {missing}",
+                where=str(folder),
+                next_step=f"Put it there ({_files_of(spec)}), or name a whole checkpoint:"
+                "  --encoder FOLDER",
+            )
         return Checkpoint(folder, str(folder), None, _digest(folder, spec))
     if not _HUB_NAME.fullmatch(spec.repository) or ".." in spec.repository:
         raise UsageError(
@@ -102,9 +108,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError("is not valid JSON", where=str(path)) from error
+        raise ModelError("is not valid JSON", where=str(path), next_step=_AGAIN) from error
     if not isinstance(found, dict):
-        raise ModelError("is not a JSON object", where=str(path))
+        raise ModelError("is not a JSON object", where=str(path), next_step=_AGAIN)
     return found
 
 
@@ -126,7 +132,11 @@ def weight_files(folder: Path) -> list[Path]:
             shards = read_json(folder / index).get("weight_map")
             names = set(shards.values()) if isinstance(shards, dict) else set()
             if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-                raise ModelError("names no weight files of its folder", where=str(folder / index))
+                raise ModelError(
+                    "names no weight files of its folder",
+                    where=str(folder / index),
+                    next_step=_AGAIN,
+                )
             files = [folder / name for name in sorted(names)]
             return files if all(file.is_file() for file in files) else []
     return []
@@ -224,20 +234,24 @@ def _from_hub(spec: EncoderSpec, offline: bool, report: Report) -> Path:
     return folder
 
 
-def _not_here(spec: EncoderSpec, why: str) -> ModelError:
-    """The error that says how to get the files by hand."""
+def _files_of(spec: EncoderSpec) -> str:
+    """What a checkpoint consists of, for a message."""
     prep = (
         "preprocessor_config.json"
         if spec.tower == "vision"
         else "tokenizer.json, tokenizer_config.json (or vocab.txt, vocab.json and merges.txt, "
         "spiece.model)"
     )
+    return f"config.json, model.safetensors (else pytorch_model.bin), {prep}"
+
+
+def _not_here(spec: EncoderSpec, why: str) -> ModelError:
+    """The error that says how to get the files by hand."""
     tree = f"https://huggingface.co/{spec.repository}/tree/{spec.revision or 'main'}"
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
     return ModelError(
         f"the {spec.tower} encoder {spec.repository} {why}",
-        next_step="On a machine with network, download config.json, model.safetensors (else "
-        f"pytorch_model.bin), {prep}\n"
+        next_step=f"On a machine with network, download {_files_of(spec)}\n"
         f"from {tree}\n"
         "into one folder, copy it here, and name it:  --encoder FOLDER\n"
         f"(Or copy that machine's hub cache to {cache} and add:  --offline)",

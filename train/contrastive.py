@@ -35,14 +35,14 @@ from memcli.train.driver import (
     Resumable,
     Stopping,
     Tell,
-    checkpoint_to_resume,
     drive,
+    earlier_part,
     no_tell,
     set_learning_rate,
 )
 from memcli.train.loop import FitSettings
 from memcli.train.provenance import seeded
-from memcli.train.trainer import halving, plainly
+from memcli.train.trainer import halving, plainly, writing
 
 BATCH_SIZE = 32
 MAX_EPOCHS = 100
@@ -197,6 +197,10 @@ class PairLearner(Resumable):
         if isinstance(plateau := self.lr_schedulers(), ReduceLROnPlateau):
             plateau.step(float(self.trainer.callback_metrics["val_loss"]))
 
+    def when_diverged(self) -> str:
+        """What to do then: no option gives the rate, but the range test sees other batches."""
+        return "Train anew (memcli train without --resume) with another seed:  --seed N"
+
     def train_dataloader(self) -> PairBatches:
         return PairBatches(
             self._data[0],
@@ -278,16 +282,17 @@ def adapt(
 
     `train` and `monitor` hold pixels and token ids; scores are not looked at. `folder` takes
     checkpoints, from which an interrupted adaptation goes on. A learning rate of None is found by a
-    range test. Raises DeviceError and ModelError as `memcli.train.loop.fit`.
+    range test. Raises DeviceError, ModelError and OutputError as `memcli.train.loop.fit`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    device = settings.machine.torch_device()
     towers = Towers(vision, text)
+    earlier = earlier_part(folder, towers)
+    if earlier is not None:
+        batch_size = earlier.batch_size
     start = deepcopy(towers.state_dict()) if settings.auto_batch else {}
 
     def attempt(size: int) -> tuple[PairLearner, Driven, float]:
         towers.train()
-        earlier = checkpoint_to_resume(folder, towers)
-        size = earlier["batch_size"] if earlier is not None else size
         learner = PairLearner(towers, train, monitor, batch_size=size, seed=settings.seed)
         before = loss_before(learner, device)
         set_learning_rate(
@@ -307,13 +312,15 @@ def adapt(
         return learner, driven, before
 
     def reset() -> None:
+        nonlocal earlier
+        earlier = None
         towers.load_state_dict(start)
         towers.zero_grad(set_to_none=True)
         shutil.rmtree(folder)
         folder.mkdir()
 
-    device = settings.machine.torch_device()
-    with seeded(settings.seed), plainly():
+    with writing(folder), seeded(settings.seed), plainly():
+        folder.mkdir(parents=True, exist_ok=True)
         learner, driven, before = halving(
             attempt, batch_size, device, allowed=settings.auto_batch, reset=reset, least=2
         )

@@ -18,7 +18,6 @@ from memcli.train.range_test import FALLBACK_FROZEN, FALLBACK_TUNED, find_learni
 from memcli.train.trainer import (
     LAST_FILE,
     BestCheckpoint,
-    EpochReport,
     LastCheckpoint,
     LateEarlyStopping,
     Logs,
@@ -58,6 +57,8 @@ class Resumable(L.LightningModule):
         """`recipe`, `range test` or `fall-back`."""
         self.probing = False
         """During a range test, which is meant to diverge at its end."""
+        self.tell: Tell = no_tell
+        """Called after each epoch with its number and its metrics, on one device only."""
         self.history: list[dict[str, float]] = []
         self._sums: list[Tensor] = []
 
@@ -90,12 +91,21 @@ class Resumable(L.LightningModule):
             raise ModelError(
                 f"the training diverged in epoch {self.current_epoch + 1}: its loss is"
                 f" {float(loss)} with the learning rate {self.learning_rate:g}",
-                next_step=f"Use a lower one:  --learning-rate {self.learning_rate / 10:g}",
+                next_step=self.when_diverged(),
             )
         self.log("train_loss", loss)
         found = self.trainer.callback_metrics
         metrics = {name: float(found[name]) for name in _MODES if name in found}
-        self.history.append({"epoch": self.current_epoch + 1, "train_loss": float(loss)} | metrics)
+        metrics = {"train_loss": float(loss)} | metrics
+        self.history.append({"epoch": self.current_epoch + 1} | metrics)
+        self.tell(self.current_epoch + 1, metrics)
+
+    def when_diverged(self) -> str:
+        """What to do then: a resumed training would keep its rate."""
+        return (
+            "Train anew (memcli train without --resume) with a lower one:"
+            f"  --learning-rate {self.learning_rate / 10:g}"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain types only: checkpoints are read with `weights_only=True`."""
@@ -129,7 +139,16 @@ class Driven:
     history: list[dict[str, float]]
 
 
-def checkpoint_to_resume(folder: Path, model: nn.Module) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Earlier:
+    """What an interrupted training began with; the rest of it goes on with the same."""
+
+    batch_size: int
+    learning_rate: float
+    learning_rate_from: str
+
+
+def earlier_part(folder: Path, model: nn.Module) -> Earlier | None:
     """What an interrupted training left in `folder`; None if nothing.
 
     Raises ModelError for a file that is damaged or of another model.
@@ -140,7 +159,7 @@ def checkpoint_to_resume(folder: Path, model: nn.Module) -> dict[str, Any] | Non
     content = read_checkpoint(path)
     if not _fits(content, model) or not _is_ours(content):
         raise _refused(path, "of another model or version")
-    return content
+    return Earlier(content["batch_size"], content["learning_rate"], content["learning_rate_from"])
 
 
 def _fits(content: dict[str, Any], model: nn.Module) -> bool:
@@ -195,17 +214,17 @@ def set_learning_rate(
     folder: Path,
     *,
     fine_tune: bool,
-    earlier: dict[str, Any] | None,
+    earlier: Earlier | None,
 ) -> None:
     """Give the module the rate of its earlier part, the given one, or that of a range test."""
     if earlier is not None:
-        module.learning_rate = earlier["learning_rate"]
-        module.learning_rate_from = earlier["learning_rate_from"]
+        module.learning_rate = earlier.learning_rate
+        module.learning_rate_from = earlier.learning_rate_from
         return
     if rate is not None:
         module.learning_rate = rate
         return
-    single = replace(machine, devices=1, progress_bar=False)
+    single = replace(machine, devices=1)
     module.probing = True
     try:
         found, _ = find_learning_rate(
@@ -232,8 +251,9 @@ def drive(
     """Train the module, from the checkpoint in `folder` if `resume`; best weights at the end."""
     monitor = stopping.monitor if validates else None
     best = BestCheckpoint(folder, monitor=monitor, mode=_MODES.get(monitor or "", "min"))
-    # The watcher cannot be sent to other processes.
-    callbacks: list[Callback] = [EpochReport(tell)] if machine.devices == 1 else []
+    if machine.devices == 1:  # the watcher cannot be sent to other processes
+        module.tell = tell
+    callbacks: list[Callback] = []
     if monitor is not None:
         callbacks.append(best)
         if stopping.patience:
@@ -246,7 +266,7 @@ def drive(
                 )
             )
     last = folder / LAST_FILE
-    callbacks.append(LastCheckpoint(folder, machine.save_every_s))
+    callbacks.append(LastCheckpoint(folder, machine.save_every_s, best))
     trainer = make_trainer(
         machine,
         max_epochs=stopping.epochs,

@@ -6,6 +6,7 @@ class that loads it. An encoder of a known kind works by being named (`--encoder
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,13 +94,16 @@ def transformers() -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' messages and bars: they speak of weights of the other tower as unused
-    and of defaults that the checkpoint does not need."""
+    and of defaults that the checkpoint does not need. And without torch's warnings of pickles,
+    which are refused or harmless."""
     log = transformers().utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            yield
     finally:
         log.set_verbosity(level)
         if bars:

@@ -7,6 +7,7 @@ checkpoint no more than the tower asked for is built.
 
 from __future__ import annotations
 
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 _README_BYTES = 64 << 10
+_FOREIGN_OBJECTS = ("GLOBAL", "unsupported class", "unrecognized function", "Can only build")
+"""In what torch says of pickled objects that it does not make."""
 
 
 def resolve(
@@ -75,8 +78,8 @@ def load_encoder(
     """The encoder with its published weights in float32, in evaluation mode.
 
     `prep` is a FramePrep for the vision tower (its normalisation becomes part of the module) and a
-    TextPrep for the text tower. Raises ModelError if the weights are damaged, not those of this
-    architecture, or do not give embeddings of `spec.dim`.
+    TextPrep for the text tower. Raises ModelError if the weights are damaged, not finite, not those
+    of this architecture, or do not give embeddings of `spec.dim`.
     """
     kind, tower = tower_of(checkpoint.folder, spec.tower)
     name = tower.classes.get(spec.pooling)
@@ -191,12 +194,17 @@ def _pretrained(name: str, checkpoint: Checkpoint, pooling: Pooling) -> nn.Modul
                 output_loading_info=True,
                 **options,
             )
-    except Exception as error:
+    except pickle.UnpicklingError as error:
+        what = "contains pickled objects that are not tensors"
+        if not any(text in str(error) for text in _FOREIGN_OBJECTS):
+            what = f"is damaged, or {what}"
         raise ModelError(
-            f"its weights cannot be loaded: {first_line(error)}",
-            where=where,
-            next_step="Delete the folder's weights and fetch them again.",
+            what,
+            where=str(weight_files(checkpoint.folder)[0]),
+            next_step="Use a folder with model.safetensors.",
         ) from error
+    except Exception as error:
+        raise _unusable(f"cannot be loaded: {first_line(error)}", where) from error
     wrong = [*found["missing_keys"], *(str(row[0]) for row in found["mismatched_keys"])]
     wrong = [key for key in wrong if not key.endswith("position_ids")]
     if wrong:
@@ -206,7 +214,18 @@ def _pretrained(name: str, checkpoint: Checkpoint, pooling: Pooling) -> nn.Modul
             where=where,
             next_step="Use the checkpoint of a whole encoder of this kind.",
         )
+    for key, values in model.named_parameters():
+        if not torch.isfinite(values).all():
+            raise _unusable(f"are not all finite, the first being in {printable(key)}", where)
     return model.float()
+
+
+def _unusable(why: str, where: str) -> ModelError:
+    return ModelError(
+        f"its weights {why}",
+        where=where,
+        next_step="Delete the folder's weights and fetch them again, or use another folder.",
+    )
 
 
 def _license(folder: Path) -> str:

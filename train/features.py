@@ -268,16 +268,6 @@ def encoder_description(
     }
 
 
-def frame_features_dir(checkpoint_digest: str, spec: EncoderSpec, prep: FramePrep) -> Path:
-    """Where the features [T, D] of videos by this encoder and preparation are; not made here."""
-    return _features_dir(spec.repository, encoder_description(checkpoint_digest, spec, prep))
-
-
-def caption_features_dir(checkpoint_digest: str, spec: EncoderSpec, prep: TextPrep) -> Path:
-    """Where the features [1, D] of captions by this encoder and preparation are."""
-    return _features_dir(spec.repository, encoder_description(checkpoint_digest, spec, prep))
-
-
 def open_features(
     checkpoint_digest: str,
     spec: EncoderSpec,

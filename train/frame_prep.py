@@ -85,7 +85,11 @@ def _config(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = folder / "processor_config.json"  # transformers 5 writes all processors into one file
     found = read_json(path).get("image_processor")
     if not isinstance(found, dict):
-        raise ModelError("image_processor is missing", where=str(path))
+        raise ModelError(
+            "image_processor is missing",
+            where=str(path),
+            next_step="Put the checkpoint's preprocessor_config.json beside it.",
+        )
     return path, found
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from memcli.spec import Recipe
 from memcli.train.data import Examples, WholeVideos
 from memcli.train.driver import (
+    Earlier,
     Stopping,
     Tell,
-    checkpoint_to_resume,
     drive,
+    earlier_part,
     no_tell,
     on_cpu,
     set_learning_rate,
@@ -26,7 +27,7 @@ from memcli.train.learner import Learner
 from memcli.train.memory import InParts
 from memcli.train.provenance import seeded
 from memcli.train.ridge import fit_ridge
-from memcli.train.trainer import Machine, halving, plainly
+from memcli.train.trainer import Machine, halving, plainly, writing
 
 _EVAL_ITEMS = 4096
 """Embeddings that a batch of validation holds; a head is small."""
@@ -101,27 +102,32 @@ def fit(
 
     A recipe without learning rate has it found by a range test on `train`.
     Raises DeviceError with the batch size tried when memory does not suffice, ModelError if the
-    training diverges or the checkpoint in `folder` is damaged or of another model.
+    training diverges or the checkpoint in `folder` is damaged or of another model, OutputError when
+    the disk takes no more checkpoints or logs.
     """
+    device = settings.machine.torch_device()
     if recipe.loss == "bayesian-ridge":
         fit_ridge(model, train)
         return Fitted(on_cpu(model.state_dict()), 0, 0, 0.0, "none", len(train), [])
-    folder.mkdir(parents=True, exist_ok=True)
+    earlier = earlier_part(folder, model)
+    batch_size = earlier.batch_size if earlier is not None else recipe.batch_size
     start = deepcopy(model.state_dict()) if settings.auto_batch else {}
 
     def attempt(batch_size: int) -> Fitted:
         sized = replace(recipe, batch_size=batch_size)
-        return _fit(model, train, validation, sized, settings, folder, name, tell)
+        return _fit(model, train, validation, sized, settings, folder, name, tell, earlier)
 
     def reset() -> None:
+        nonlocal earlier
+        earlier = None
         model.load_state_dict(start)
         model.zero_grad(set_to_none=True)
         shutil.rmtree(folder)
         folder.mkdir()
 
-    device = settings.machine.torch_device()
-    with seeded(settings.seed), plainly():
-        return halving(attempt, recipe.batch_size, device, allowed=settings.auto_batch, reset=reset)
+    with writing(folder), seeded(settings.seed), plainly():
+        folder.mkdir(parents=True, exist_ok=True)
+        return halving(attempt, batch_size, device, allowed=settings.auto_batch, reset=reset)
 
 
 def _fit(
@@ -133,11 +139,9 @@ def _fit(
     folder: Path,
     name: str,
     tell: Tell,
+    earlier: Earlier | None,
 ) -> Fitted:
     model.train()
-    earlier = checkpoint_to_resume(folder, model)
-    if earlier is not None:
-        recipe = replace(recipe, batch_size=earlier["batch_size"])
     learner = Learner(
         model,
         train,

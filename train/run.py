@@ -29,11 +29,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from memcli.errors import ModelError, UsageError
 from memcli.home import home
-from memcli.spec import EncoderSpec, ModelSpec, is_model_name
+from memcli.spec import EncoderSpec, FramePrep, ModelSpec, TextPrep, is_model_name
+from memcli.text import printable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from memcli.train.encoders import Checkpoint
     from memcli.train.model import MemorabilityModel
 
 SCHEMA = 1
@@ -188,20 +190,10 @@ def load_model(
         )
     towers: dict[str, nn.Module] = {}
     for used in run.encoders:
-        spec = cast(EncoderSpec, run.spec.encoder(used.tower))
-        resolved, checkpoint = encoders.resolve(spec, offline=offline, report=report)
-        if checkpoint.digest != used.digest:
-            raise ModelError(
-                f"the weights of {used.repository} are not those of the training",
-                where=str(checkpoint.folder),
-                next_step=f"The run has {used.digest[:12]}, this folder {checkpoint.digest[:12]}.",
-            )
-        prep = run.spec.prep if used.tower == "vision" else run.spec.text
-        if prep is None:
-            raise ModelError(f"{used.tower} encoder without preparation", where=str(run.folder))
-        towers[used.tower] = encoders.load_encoder(resolved, checkpoint, prep)
-    model = MemorabilityModel(_head(run), towers.get("vision"), towers.get("text"))
+        found = encoder_of(run, used, offline=offline, report=report)
+        towers[used.tower] = encoders.load_encoder(*found)
     weights = read_weights(run, _weights_file(fold))
+    model = MemorabilityModel(_head(run, weights), towers.get("vision"), towers.get("text"))
     if ADAPTED_FILE in run.files:
         weights = read_weights(run, ADAPTED_FILE) | weights
     _fill(model, weights, run)
@@ -210,11 +202,34 @@ def load_model(
 
 def load_head(run: Run, *, fold: int | None = None) -> nn.Module:
     """The trained head alone, in eval mode: embeddings to scores. Raises ModelError."""
-    head = _head(run)
     weights = read_weights(run, _weights_file(fold))
-    own = {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
-    _fill(head, own, run)
+    head = _head(run, weights)
+    _fill(head, _own(weights), run)
     return head.eval()
+
+
+def encoder_of(
+    run: Run, used: EncoderUse, *, offline: bool, report: Report
+) -> tuple[EncoderSpec, Checkpoint, FramePrep | TextPrep]:
+    """An encoder of the training and the preparation of its inputs.
+
+    Raises ModelError if it is not to be had or has other weights than in the training.
+    """
+    from memcli.train import encoders
+
+    spec = run.spec.encoder(used.tower)
+    prep = run.spec.prep if used.tower == "vision" else run.spec.text
+    if spec is None or prep is None:
+        raise ModelError(f"{used.tower} encoder without preparation", where=str(run.folder))
+    resolved, checkpoint = encoders.resolve(spec, offline=offline, report=report)
+    if checkpoint.digest != used.digest:
+        raise ModelError(
+            f"the weights of {printable(used.repository)} are not those of the training",
+            where=str(checkpoint.folder),
+            next_step=f"The run has {printable(used.digest[:12])}, this folder"
+            f" {checkpoint.digest[:12]}.",
+        )
+    return resolved, checkpoint, prep
 
 
 def read_weights(run: Run, name: str) -> dict[str, Tensor]:
@@ -259,16 +274,33 @@ def _weights_file(fold: int | None) -> str:
     return MODEL_FILE if fold is None else fold_file(fold)
 
 
-def _head(run: Run) -> nn.Module:
+def _own(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The head's, by their names in the head."""
+    return {k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")}
+
+
+def _head(run: Run, weights: dict[str, Tensor]) -> nn.Module:
+    """The head, made only if `weights` are its: a run.json of a few bytes can ask for any size."""
+    import torch
+
     from memcli.train.heads import make_head
 
     if run.spec.head is None:
         raise ModelError(f"{run.model} has no head to train", where=str(run.folder))
-    return make_head(run.spec.head, run.dims.get("frame"), run.dims.get("text"))
+    parts = run.spec.head, run.dims.get("frame"), run.dims.get("text")
+    with torch.device("meta"):
+        _check(make_head(*parts), _own(weights), run)
+    return make_head(*parts)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], run: Run) -> None:
     """Put `weights` into `module`; only encoders may keep what they have."""
+    _check(module, weights, run)
+    module.load_state_dict(module.state_dict() | weights)
+
+
+def _check(module: nn.Module, weights: dict[str, Tensor], run: Run) -> None:
+    """Raises ModelError unless `weights` are the module's, by names and shapes."""
     own = module.state_dict()
     required = {
         name for name in own if not name.startswith(("frame_encoder.", "text_encoder."))
@@ -282,7 +314,6 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], run: Run) -> None:
                 where=str(run.folder),
                 next_step=f"Train again:  memcli train {run.model} --dataset NAME --data DIR",
             )
-    module.load_state_dict(own | weights)
 
 
 def _read(folder: Path) -> Run:

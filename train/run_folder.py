@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from memcli.errors import ModelError, OutputError, UsageError
+from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.home import make_dir
 from memcli.text import csv_cell
 from memcli.train.run import (
@@ -70,7 +70,7 @@ class RunFolder:
 
         `run.folder` is not looked at. Raises UsageError if `output` is there and not empty.
         """
-        check_output(output, run.model)
+        check_output(output)
         folder = output.absolute() if output is not None else _new_folder(run.model)
         make_dir(folder)
         opened = cls(replace(run, folder=folder), _locked(folder))
@@ -176,19 +176,30 @@ class RunFolder:
         return self.run
 
 
-def check_output(output: Path | None, model: str) -> None:
+def check_output(output: Path | None) -> None:
     """Raises UsageError if `output` is there and not an empty folder."""
     if output is None or not output.exists():
         return
     if not output.is_dir():
         raise UsageError("this is a file, not a folder", where=str(output))
     if any(one.name not in _BEFORE_A_RUN for one in output.iterdir()):
+        try:
+            run = read_run(output, unfinished=True)
+        except MemcliError:  # whatever else lies there
+            run = None
+        holds, next_step = "is not empty", "Choose another:  --output DIR"
+        if run is not None and run.status == "complete":
+            holds = f"holds a complete run of {run.model}"
+        elif run is not None:
+            holds = f"holds an unfinished run of {run.model}"
+            next_step = (
+                f"Go on with it:  memcli train {run.model} --resume {shlex.quote(str(output))}\n"
+                "Or choose another:  --output DIR"
+            )
         raise UsageError(
-            "this folder is not empty, and a training never overwrites anything",
+            f"this folder {holds}, and a training never overwrites anything",
             where=str(output),
-            next_step="Go on with the training in it:"
-            f"  memcli train {model} --resume {shlex.quote(str(output))}\n"
-            "Or choose another:  --output DIR",
+            next_step=next_step,
         )
 
 

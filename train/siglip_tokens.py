@@ -50,7 +50,11 @@ def siglip_tokenizer(folder: Path, settings: dict[str, Any]) -> tuple[Any, int, 
     files = [folder / name for name in ("spiece.model", "tokenizer.json")]
     path = next((one for one in files if one.is_file()), None)
     if path is None:
-        raise ModelError("this folder has no spiece.model and no tokenizer.json", where=str(folder))
+        raise ModelError(
+            "this folder has no spiece.model and no tokenizer.json",
+            where=str(folder),
+            next_step="Put the checkpoint's own there.",
+        )
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
@@ -91,6 +95,7 @@ def siglip_tokenizer(folder: Path, settings: dict[str, Any]) -> tuple[Any, int, 
         raise ModelError(
             f"is no tokenizer of SigLIP: {printable(str(reason)[:200]) or type(error).__name__}",
             where=str(path),
+            next_step="Put the spiece.model or tokenizer.json of this SigLIP checkpoint there.",
         ) from error
     limit = settings.get("model_max_length")
     usable = isinstance(limit, int) and 0 < limit <= MAX_TOKENS

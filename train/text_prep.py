@@ -89,7 +89,11 @@ def _by_transformers(folder: Path) -> tuple[Any, int, int | None]:
         ) from error
     pad = found.pad_token_id
     if pad is None:
-        raise ModelError("its tokenizer has no padding token", where=str(folder))
+        raise ModelError(
+            "its tokenizer has no padding token",
+            where=str(folder),
+            next_step="Put the tokenizer files of this checkpoint there, or name another encoder.",
+        )
     left = found.padding_side == "left"
     # memcli pads itself; of this only the direction counts.
     tokenizer.enable_padding(direction="left" if left else "right", pad_id=int(pad))

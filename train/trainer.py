@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import re
 import signal
 import threading
 import time
@@ -17,18 +19,20 @@ import lightning as L  # noqa: N812 (its usual name)
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
-from memcli.errors import DeviceError
+from memcli.errors import DeviceError, ModelError, OutputError, is_disk_error
 from memcli.train.memory import is_out_of_memory
 
 T = TypeVar("T")
 LAST_FILE = "last.ckpt"
-BEST_FILE = "best.ckpt"
+BEST_FILES = "best-*.ckpt"
 CLOSING_S = 3.0
 """How long the logs of a training that failed may take to be closed."""
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _NEVER = 1 << 30
+_BEST_FILE = re.compile(r"best-\d+\.ckpt")
 _LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
@@ -39,14 +43,16 @@ class Machine:
     device: str = "auto"
     """auto (CUDA where there is one), cpu or cuda."""
     precision: Literal["32", "16", "bf16"] = "32"
-    """16 and bf16: mixed, weights stay in 32 bits."""
+    """16 and bf16: mixed, weights stay in 32 bits. 16 on CUDA only."""
     devices: int = 1
-    progress_bar: bool = False
     save_every_s: float = 60.0
     """Seconds between checkpoints to resume from; they are made at the end of an epoch."""
 
     def torch_device(self) -> str:
-        """The first device, in torch's words. Raises DeviceError."""
+        """The first device, in torch's words.
+
+        Raises DeviceError for a device that is not there or cannot compute in `precision`.
+        """
         available = torch.cuda.is_available()
         if self.device not in ("auto", "cpu", "cuda"):
             raise DeviceError(f"no device {self.device!r}", next_step="One of: auto, cpu, cuda")
@@ -55,6 +61,13 @@ class Machine:
                 "no CUDA device that this PyTorch can use", next_step="Use --device cpu"
             )
         name = "cuda" if available and self.device != "cpu" else "cpu"
+        if name == "cpu" and self.precision == "16":
+            # Lightning would take bf16 instead.
+            raise DeviceError(
+                "mixed precision of 16 bits needs a CUDA device",
+                where=name,
+                next_step="Train anew with --mixed-precision bf16, or without it in 32 bits.",
+            )
         if name == "cuda" and self.devices > torch.cuda.device_count():
             raise DeviceError(
                 f"{self.devices} devices were asked for; there are {torch.cuda.device_count()}"
@@ -72,13 +85,37 @@ def make_trainer(machine: Machine, **options: Any) -> L.Trainer:
         "precision": _PRECISIONS[machine.precision],
         "logger": False,
         "enable_checkpointing": False,
-        "enable_progress_bar": machine.progress_bar,
+        "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,  # the batches know their share
+        "plugins": [WholeFiles()],
     }
     return L.Trainer(**(chosen | options))
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all.
+
+    Lightning writes them to the system's temporary folder first; from there to another file system
+    they are copied, and an interrupt then leaves half of one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        path = Path(path)
+        buffer = io.BytesIO()  # torch does not say why it could not write to a file
+        torch.save(checkpoint, buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            beside.write_bytes(buffer.getbuffer())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 class Logs(TensorBoardLogger):
@@ -96,9 +133,13 @@ class Logs(TensorBoardLogger):
         if status == "success":
             super().finalize(status)
             return
-        closing = threading.Thread(target=super().finalize, args=(status,), daemon=True)
+        closing = threading.Thread(target=self._close, args=(status,), daemon=True)
         closing.start()
         closing.join(CLOSING_S)
+
+    def _close(self, status: str) -> None:
+        with contextlib.suppress(OSError):  # the disk that made the training fail
+            super().finalize(status)
 
 
 class LateEarlyStopping(EarlyStopping):
@@ -130,14 +171,21 @@ class LateEarlyStopping(EarlyStopping):
 class BestCheckpoint(ModelCheckpoint):
     """The weights of the best epoch, in `folder`, found again where an interrupted run was moved.
 
+    Each best epoch has a file of its own, and the one that `last.ckpt` names stays until the next
+    `last.ckpt` is there. So a training that goes on from it has the best weights of its own course,
+    not those of later epochs that it has forgotten. At most two files are kept.
+
     Lightning forgets which epoch was the best one when the folder has another name.
     """
 
     def __init__(self, folder: Path, *, monitor: str | None, mode: str):
-        self._file = str(folder / BEST_FILE)
+        self._folder = folder
+        self._named = ""
+        """The best weights by the newest `last.ckpt`."""
         super().__init__(
             dirpath=folder,
-            filename=Path(BEST_FILE).stem,
+            filename="best-{epoch}",
+            auto_insert_metric_name=False,
             monitor=monitor,
             mode=mode,
             save_weights_only=True,
@@ -145,44 +193,64 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ModelError if the best weights that it names are not in the folder."""
         here: dict[str, Any] = {"dirpath": self.dirpath}
-        if state_dict.get("best_model_path"):
-            best = {self._file: state_dict["best_model_score"]}
-            here |= dict.fromkeys(("best_model_path", "kth_best_model_path"), self._file)
-            here["best_k_models"] = best
+        if name := Path(state_dict.get("best_model_path") or "").name:
+            path = self._folder / name
+            if not _BEST_FILE.fullmatch(name) or not path.is_file():
+                raise ModelError(
+                    "the best weights that this checkpoint names are not beside it",
+                    where=str(self._folder / LAST_FILE),
+                    next_step="Delete it: the training of this part then begins again.",
+                )
+            self._named = str(path)
+            here |= dict.fromkeys(("best_model_path", "kth_best_model_path"), self._named)
+            here["best_k_models"] = {self._named: state_dict["best_model_score"]}
         super().load_state_dict(state_dict | here)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._tidy(trainer)
+
+    def last_written(self, trainer: L.Trainer) -> None:
+        """A new `last.ckpt` names the best epoch so far: others are no longer needed."""
+        self._named = self.best_model_path
+        self._tidy(trainer)
+
+    def _tidy(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            for path in self._folder.glob(BEST_FILES):
+                if str(path) not in (self._named, self.best_model_path):
+                    path.unlink(missing_ok=True)
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if filepath != self._named:
+            super()._remove_checkpoint(trainer, filepath)
 
 
 class LastCheckpoint(Checkpoint):
     """Everything that is needed to resume, now and then at the end of an epoch."""
 
-    def __init__(self, folder: Path, every_s: float):
+    def __init__(self, folder: Path, every_s: float, best: BestCheckpoint):
         self._path = folder / LAST_FILE
+        self._best = best
         self._every_s = every_s
         self._next = time.monotonic() + every_s
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         due = trainer.strategy.broadcast(time.monotonic() >= self._next)  # all devices or none
         if due:
-            trainer.save_checkpoint(self._path)
+            self._save(trainer)
             self._next = time.monotonic() + self._every_s
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Where other processes trained, what they know comes back in this file only.
         if trainer.world_size > 1:
-            trainer.save_checkpoint(self._path)
+            self._save(trainer)
 
-
-class EpochReport(L.Callback):
-    """Tells after each epoch how far it is."""
-
-    def __init__(self, tell: Callable[[int, dict[str, float]], None]):
-        self._tell = tell
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            metrics = {name: float(one) for name, one in trainer.callback_metrics.items()}
-            self._tell(trainer.current_epoch + 1, metrics)
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self._path)
+        self._best.last_written(trainer)
 
 
 def quieten() -> None:
@@ -215,6 +283,32 @@ def plainly() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A disk that takes no more of the checkpoints in `folder` or of the logs is an OutputError."""
+    outside = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread raises it, too; here it comes with the next value that is logged.
+        if not isinstance(failure.exc_value, OSError) or not is_disk_error(failure.exc_value):
+            outside(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        raise OutputError(
+            f"the training cannot write its checkpoints and logs: {error.strerror}",
+            where=str(folder),
+            next_step="What was written before is kept: make room, then go on with --resume"
+            " (an experiment with the same command).",
+        ) from error
+    finally:
+        threading.excepthook = outside
+
+
 def halving(
     attempt: Callable[[int], T],
     batch_size: int,
@@ -235,19 +329,21 @@ def halving(
             if not is_out_of_memory(error):
                 raise
             if not allowed or batch_size // 2 < least:
-                raise _out_of_memory(batch_size, device) from error
+                raise _out_of_memory(batch_size, device, halved=allowed) from error
         reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         batch_size //= 2
 
 
-def _out_of_memory(batch_size: int, device: str) -> DeviceError:
+def _out_of_memory(batch_size: int, device: str, *, halved: bool) -> DeviceError:
     """The error that says which batch size was tried."""
-    half = max(1, batch_size // 2)
+    if not halved:
+        advice = "Have the batch halved until it fits, also on --resume:  --auto-batch"
+    elif device == "cpu":
+        advice = "Use a machine with more memory."
+    else:
+        advice = "Use another device:  --device cpu"
     return DeviceError(
-        f"out of memory with a batch of {batch_size}",
-        where=device,
-        next_step=f"Use a smaller one:  --batch-size {half}\n"
-        "Or have it halved until it fits:  --auto-batch",
+        f"out of memory with a batch of {batch_size}", where=device, next_step=advice
     )

@@ -49,7 +49,7 @@ def command(model: str, sources: tuple[str, ...], output: Path | None, **given: 
       memcli cross text --dataset csv=./films.csv --dataset videm=./commercials
     """
     from memcli.experiments.cross import CrossSettings, cross
-    from memcli.experiments.files import write_tables
+    from memcli.experiments.files import page
     from memcli.models import get_model
     from memcli.training.progress import make_training_progress
 
@@ -63,5 +63,4 @@ def command(model: str, sources: tuple[str, ...], output: Path | None, **given: 
         **given,
     )
     tables = cross(settings, make_training_progress(as_json=False))
-    page = write_tables(folder, tables, plots=False)
-    show_and_leave(folder, page, failed=any(table.failed for table in tables))
+    show_and_leave(folder, page(tables), failed=any(table.failed for table in tables))

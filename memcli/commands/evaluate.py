@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memcli.commands.options import json_option
-from memcli.errors import ExitCode
+from memcli.errors import ExitCode, UsageError
+from memcli.text import printable
 
 if TYPE_CHECKING:
     from memcli.evaluation import CrossValidation, Evaluation
@@ -18,7 +21,31 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-@click.command(name="evaluate")
+class _Command(click.Command):
+    """Says where the folder of a run goes: `--run` takes none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if not ctx.params.get("use_run") or not (extra := _unexpected(error)):
+                raise
+            named = str(ctx.params.get("model", ""))
+            folder = named if Path(named).is_dir() and not Path(extra).is_dir() else extra
+            raise UsageError(
+                "--run takes no folder: it stands for the newest run of a model",
+                where=printable(folder),
+                next_step=f"Of this run:  memcli evaluate {shlex.quote(folder)} --data DIR",
+            ) from error
+
+
+def _unexpected(error: click.UsageError) -> str:
+    """The one argument too much that an error of click is about; empty if it is of another kind."""
+    found = re.search(r"unexpected extra argument \((.*)\)$", error.message, re.DOTALL)
+    return found[1] if found else ""
+
+
+@click.command(name="evaluate", cls=_Command)
 @click.argument("model", metavar="MODEL|BUNDLE|RUN")
 @click.option("--dataset", metavar="NAME", help="Its format.  [default: what the files say]")
 @click.option(
@@ -111,8 +138,6 @@ def command(
 
 
 def _lines(evaluation: Evaluation, folder: Path) -> list[str]:
-    from memcli.text import printable
-
     part = f", {printable(evaluation.split)}" if evaluation.split else ""
     lines = [
         printable(f"measured {evaluation.measured}"),
@@ -162,8 +187,6 @@ def _label(evaluation: Evaluation) -> list[str]:
 
 
 def _left_out(evaluation: Evaluation) -> list[str]:
-    from memcli.text import printable
-
     left_out = evaluation.predictions.left_out
     if not left_out:
         return []

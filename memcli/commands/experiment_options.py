@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from memcli.errors import UsageError
+
 if TYPE_CHECKING:
     from memcli.experiments.experiment import Options
 
@@ -83,11 +85,24 @@ def take_options(given: dict[str, Any]) -> Options:
 
 
 def source(text: str) -> tuple[str | None, Path]:
-    """`NAME=DIR` or `DIR` as format (None: see what it is) and folder."""
+    """`NAME=DIR` or `DIR` as format (None: see what it is) and folder.
+
+    Raises UsageError for a name that is no format, unless all of it is the name of a file or has a
+    slash before the `=`, and so is a path.
+    """
+    from memcli.text import printable
     from memcli.train.datasets import DATASETS
 
     name, equals, folder = text.partition("=")
-    return (name, Path(folder)) if equals and name in DATASETS else (None, Path(text))
+    if equals and name in DATASETS:
+        return name, Path(folder)
+    if equals and "/" not in name and not Path(text).exists():
+        raise UsageError(
+            f"{printable(name)!r} is no format of a dataset",
+            where=text,
+            next_step=f"Formats: {', '.join(DATASETS)}.",
+        )
+    return None, Path(text)
 
 
 def show_and_leave(folder: Path, page: str, *, failed: bool) -> None:

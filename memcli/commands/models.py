@@ -51,7 +51,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     from memcli.terminal import print_table
 
     bundles = {bundle.model: bundle for bundle in store.installed()}
-    specs = {**{name: bundle.spec for name, bundle in bundles.items()}, **MODELS}
+    specs = {**MODELS, **{name: bundle.spec for name, bundle in bundles.items()}}
     if as_json:
         entries = [_entry(spec, bundles.get(name)) for name, spec in sorted(specs.items())]
         click.echo(json.dumps(entries, indent=2))
@@ -84,16 +84,17 @@ def _input(spec: ModelSpec) -> str:
 
 
 def _row(spec: ModelSpec, bundle: Bundle | None) -> list[str]:
+    """Cells as short as they say it; the whole of each is for `models show`."""
     entry = _entry(spec, bundle)
     # Only rank correlations compare across models; other figures are for `models show`.
     ranked = [_published(result) for result in spec.published if result.metric == "SRCC"]
     return [
         entry["model"],
-        entry["input"],
-        entry["predicts"],
+        entry["input"].replace(" and ", ", "),
+        entry["predicts"].partition(" of the video")[0].removesuffix(" memorability"),
         ", ".join(entry["installed"]) or "no",
-        entry["license"],
-        entry["trained_on"],
+        entry["license"].removesuffix("; head of your training"),
+        entry["trained_on"].removesuffix(")").replace("your training data (paper: ", "paper: "),
         ranked[0] if ranked else "none published",
     ]
 
@@ -115,6 +116,7 @@ def show(name: str, as_json: bool) -> None:
     """
     from memcli import store
     from memcli.models import get_model
+    from memcli.models.papers import cited
 
     _check_name(name)
     bundle = store.find(name) if store.is_installed(name) or "/" in name else None
@@ -125,10 +127,10 @@ def show(name: str, as_json: bool) -> None:
     lines = [
         f"{spec.name}: {spec.summary}",
         f"predicts    {spec.predicts}",
-        f"source      {spec.source}",
+        f"source      {cited(spec.source)}",
         *_papers((spec.source, *(result.source for result in spec.published))),
         f"trained on  {spec.trained_on}",
-        *(f"published   {_published(result)}; {result.source}" for result in spec.published),
+        *(f"published   {_published(one)}; {cited(one.source)}" for one in spec.published),
         *_weights(spec),
         *_encoder_lines(spec, installed=bundle is not None),
         *_head_lines(spec),
@@ -144,14 +146,14 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _papers(citations: Iterable[str]) -> list[str]:
-    """What the cited files are, as their title pages say; each once."""
+    """What the cited papers are, as their title pages say; each once."""
     from memcli.models.papers import CITED
 
-    cited = " ".join(citations)
+    files = " ".join(citations)
     return [
-        f"paper       {paper.file}: {paper.title}. {paper.authors}. {paper.venue}"
+        f"paper       {paper.authors}. {paper.title}. {paper.venue}"
         for paper in CITED
-        if paper.file in cited
+        if paper.file in files
     ]
 
 

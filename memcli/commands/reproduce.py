@@ -13,6 +13,7 @@ from memcli.commands.experiment_options import (
     source,
     take_options,
 )
+from memcli.errors import UsageError
 from memcli.models.papers import PAPERS
 
 
@@ -25,7 +26,7 @@ from memcli.models.papers import PAPERS
 @click.option(
     "--second", metavar="NAME=DIR", help="Another dataset, for the second table of clip-gru."
 )
-@click.option("--models", metavar="NAME,...", help="Only these rows.")
+@click.option("--models", metavar="NAME,...", help="Train only these rows.")
 @click.option(
     "-o",
     "--output",
@@ -44,9 +45,10 @@ def command(
     """Run a paper's whole table and print it beside the published figures.
 
     PAPER is early-fusion, fclip or clip-gru. Each row is trained in a run folder of its own inside
-    the output folder; called again, the command goes on where it was, and rows that are complete
-    are not trained again. A row that fails says why, and the others go on. The output folder also
-    has the tables as Markdown, all figures as CSV, and a plot of each table.
+    the output folder; called again, the command goes on where it was. Rows that are complete are
+    not trained again, and are shown whatever --models says. A row that fails says why, and the
+    others go on. The output folder also has the tables as Markdown, all figures as CSV, and a plot
+    of each table.
 
     Exit code: 0, 1 if a row failed, 2 or 3 if nothing could be run.
 
@@ -56,7 +58,7 @@ def command(
       memcli reproduce early-fusion --data ./films.csv --dataset moviemem --models vision,brr
       memcli reproduce clip-gru --data ./memento10k --second videomem=./videomem
     """
-    from memcli.experiments.files import write_tables
+    from memcli.experiments.files import page
     from memcli.experiments.reproduce import ReproduceSettings, reproduce
     from memcli.training.progress import make_training_progress
 
@@ -66,10 +68,20 @@ def command(
         paper,
         output=folder,
         second=source(second) if second is not None else None,
-        models=tuple(filter(None, (models or "").split(","))),
+        models=_names(models) if models is not None else (),
         options=options,
         **given,
     )
     tables = reproduce(settings, make_training_progress(as_json=False))
-    page = write_tables(folder, tables, plots=True)
-    show_and_leave(folder, page, failed=any(table.failed for table in tables))
+    show_and_leave(folder, page(tables), failed=any(table.failed for table in tables))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a list with commas. Raises UsageError if there is none."""
+    if names := tuple(filter(None, map(str.strip, text.split(",")))):
+        return names
+    raise UsageError(
+        "no row is named",
+        where="--models",
+        next_step="Name some, with commas between; without --models every row is run.",
+    )

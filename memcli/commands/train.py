@@ -87,6 +87,9 @@ def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> Non
       memcli train vision --dataset memento10k --data ./memento10k
       memcli train clip-gru --dataset csv --data ./clips --encoder ./clip-vit-large
       memcli train fclip-text --resume ~/.cache/memcli/runs/fclip-text/20260131-101500
+    \b
+    With --resume the settings are the run's; --data, --encoder and --text-encoder then say where
+    the same dataset and the same encoders lie now, if they were moved.
     """
     import json
 
@@ -106,16 +109,19 @@ def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> Non
 def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
     """TrainSettings of the options. Raises UsageError for contradictions."""
     from memcli.errors import UsageError
+    from memcli.models import get_model
+    from memcli.training.plan import check_options
     from memcli.training.settings import TrainSettings
 
     context = click.get_current_context()
     given["options"] = dict(head_option(text) for text in given["options"])
-    _check_options(model, given["options"])
-    on_machine = {"device", "devices", "auto_batch", "workers", "offline"}
+    check_options(get_model(model), given["options"])
+    free = {"device", "devices", "auto_batch", "workers", "offline"}
+    free |= {"data", "encoder", "text_encoder"}  # where these lie now
     if resume is not None:
         for name in given:
             source = context.get_parameter_source(name)
-            if name not in on_machine and source is click.core.ParameterSource.COMMANDLINE:
+            if name not in free and source is click.core.ParameterSource.COMMANDLINE:
                 raise UsageError(
                     "a resumed training keeps its settings",
                     where=f"--{'set' if name == 'options' else name.replace('_', '-')}",
@@ -134,14 +140,20 @@ def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
     given["max_missing"] /= 100
     given["precision"] = given.pop("mixed_precision") or "32"
     given["dataset"] = given["dataset"] or ""
-    given["data"] = given["data"] or Path()
+    given["data"] = Path() if given["data"] is None else given["data"].absolute()
     return TrainSettings(model, **given)
 
 
 def _check_model(model: str, resume: Path) -> None:
     from memcli.errors import UsageError
-    from memcli.train.run import read_run
+    from memcli.train.run import read_run, runs_dir
 
+    if not resume.is_dir():
+        raise UsageError(
+            "this is a file, not the folder of a run" if resume.exists() else "no such folder",
+            where=str(resume),
+            next_step=f"Check the spelling; runs without --output are in {runs_dir(model)}",
+        )
     found = read_run(resume, unfinished=True).model
     if found != model:
         raise UsageError(
@@ -149,28 +161,6 @@ def _check_model(model: str, resume: Path) -> None:
             where=str(resume),
             next_step=f"memcli train {found} --resume {shlex.quote(str(resume))}",
         )
-
-
-def _check_options(model: str, options: dict[str, int | float | str]) -> None:
-    """Raises UsageError for an option that the model's head does not have."""
-    from memcli.errors import UsageError
-    from memcli.models import get_model
-    from memcli.models.head_options import options_of
-    from memcli.text import printable
-
-    head = get_model(model).head if options else None
-    if head is None:
-        return
-    known = options_of(head)
-    has = ", ".join(f"{name}={value}" for name, (_, value) in known.items())
-    listed = f"Its options: {has}\nWhat they mean:  memcli models show {model}"
-    for name in options:
-        if name not in known:
-            raise UsageError(
-                f"the head of {model} has no option {printable(name)!r}",
-                where="--set",
-                next_step=listed if known else "It has none.",
-            )
 
 
 def head_option(text: str) -> tuple[str, int | float | str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from memcli.errors import UsageError
 from memcli.experiments.data import Data, load_data, part_name
 from memcli.experiments.experiment import Experiment, Options, check_options, encoder_changes
+from memcli.experiments.files import write_tables
 from memcli.experiments.tables import Figure, Quantity, Row, Table
 from memcli.models import get_model
 from memcli.text import plural
@@ -70,7 +71,7 @@ class Crossed:
 
 
 def cross(settings: CrossSettings, progress: Progress | None = None) -> list[Table]:
-    """Train and measure; one matrix per metric.
+    """Train and measure; one matrix per metric, which the output folder then has, too.
 
     A dataset that fails is a row, or a cell, that says so. Raises UsageError, DatasetError and
     DeviceError for what concerns the whole, before anything is trained.
@@ -93,10 +94,14 @@ def cross(settings: CrossSettings, progress: Progress | None = None) -> list[Tab
     plots.require_packages()
     check_options(settings.options, [settings.model])
     data = load_data(settings.sources, settings.target)
-    experiment = Experiment.open(
-        settings.output, f"cross {settings.model}", data, settings.options, progress
-    )
-    crossed = cross_pairs(experiment, settings.model, data)
+    what = f"cross {settings.model}"
+    with Experiment.open(settings.output, what, data, settings.options, progress) as experiment:
+        tables = _tables(settings, data, cross_pairs(experiment, settings.model, data))
+        write_tables(settings.output, tables, plots=False)
+    return tables
+
+
+def _tables(settings: CrossSettings, data: Sequence[Data], crossed: Crossed) -> list[Table]:
     notes = [f"Dataset {one.describe()}." for one in data]
     notes.append("Where both datasets are one: videos that were held out of training.")
     notes += cross_notes(crossed)
@@ -117,7 +122,8 @@ def cross_pairs(experiment: Experiment, model: str, data: Sequence[Data]) -> Cro
     runs: dict[str, Run] = {}
     for number, train in enumerate(data, start=1):
         name = f"{model} trained on {train.label}"
-        experiment.progress.message(f"[{number} of {len(data)}] {name}")
+        if experiment.trains(model):
+            experiment.progress.message(f"[{number} of {len(data)}] {name}")
         split: Split = "official" if train.has_official_split else "folds"
         run, failure = experiment.attempt(name, partial(experiment.train, model, train, split))
         if run is None:
@@ -162,11 +168,13 @@ def cross_notes(crossed: Crossed) -> list[str]:
     """How it was done, in sentences."""
     notes = []
     for label, run in crossed.runs.items():
-        count = plural(run.dataset["videos"], "video")
+        videos, held_out = run.dataset["videos"], run.metrics["held_out"]["n"]
         notes.append(
-            f"{label}: trained on its train split, its dev split held out ({count})."
+            f"{label}: trained on its train split ({plural(videos - held_out, 'video')}), its dev"
+            f" split held out ({plural(held_out, 'video')})."
             if run.dataset["split"] == "official"
-            else f"{label}: cross-validated, then trained on {count}, as long as the folds say."
+            else f"{label}: cross-validated, then trained on {plural(videos, 'video')}, as long as"
+            " the folds say."
         )
     notes.append("In parentheses: 95 % interval by Fisher's z.")
     return notes
@@ -175,7 +183,7 @@ def cross_notes(crossed: Crossed) -> list[str]:
 def run_notes(runs: Sequence[Run], options: Options) -> list[str]:
     """What of the runs differs from the papers, and what was left out."""
     notes = []
-    if changes := options.changes():
+    if changes := options.changes(runs):
         notes.append(f"Changed from the paper: {', '.join(changes)}.")
     if encoders := encoder_changes(runs):
         notes.append(f"Encoders: {'; '.join(encoders)}.")

@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from memcli.errors import MemcliError, OutputError, UsageError, is_interrupt
 from memcli.experiments.data import Data
+from memcli.experiments.lock import LOCK_FILE, held
 from memcli.experiments.tables import write_text
 from memcli.home import make_dir
 from memcli.models import get_model
@@ -65,8 +67,15 @@ class Options:
         entry["text_encoder"] = absolute_encoder(self.text_encoder)
         return {k: v for k, v in entry.items() if k not in _MACHINE}
 
-    def changes(self) -> list[str]:
-        """What differs from the papers, in words."""
+    def changes(self, runs: Sequence[Run]) -> list[str]:
+        """What of some runs differs from the papers, in words: only what had an effect on one."""
+        effective = {
+            "epochs": any(run.settings["epochs"] is not None for run in runs),
+            "epochs of the adaptation": any(run.adaptation for run in runs),
+            "folds": any(run.dataset["split"] == "folds" for run in runs),
+            "seed": bool(runs),
+            **{key: any(key in run.settings["options"] for run in runs) for key in self.head},
+        }
         given = {
             "epochs": self.epochs,
             "epochs of the adaptation": self.adaptation_epochs,
@@ -74,25 +83,50 @@ class Options:
             "seed": self.seed or None,
             **self.head,
         }
-        return [f"{name} {value}" for name, value in given.items() if value is not None]
+        return [
+            f"{name} {value}"
+            for name, value in given.items()
+            if value is not None and effective[name]
+        ]
+
+
+class _NotRunError(Exception):
+    """A model that is not to be trained has no complete run, or no measurement, from before."""
 
 
 class Experiment:
     """The folder, and what is trained and measured in it."""
 
-    def __init__(self, folder: Path, options: Options, progress: Progress):
+    def __init__(
+        self,
+        folder: Path,
+        options: Options,
+        progress: Progress,
+        chosen: Collection[str] | None = None,
+    ):
         self.folder = folder
         self.options = options
         self.progress = progress
+        self._chosen = chosen
 
     @classmethod
+    @contextmanager
     def open(
-        cls, folder: Path, what: str, data: Sequence[Data], options: Options, progress: Progress
-    ) -> Experiment:
-        """Begin an experiment, or go on with the same one.
+        cls,
+        folder: Path,
+        what: str,
+        data: Sequence[Data],
+        options: Options,
+        progress: Progress,
+        *,
+        chosen: Collection[str] | None = None,
+    ) -> Iterator[Experiment]:
+        """Begin an experiment, or go on with the same one; the folder is held meanwhile.
 
-        Raises UsageError if the folder holds another experiment or anything else, and for options
-        that no model could take; DeviceError for a device that is not there.
+        Only models in `chosen` (None: all) are trained and measured; of others, what is complete
+        is found. Raises UsageError if the folder holds another experiment or anything else, or if
+        another process is at work in it, and for options that no model could take; DeviceError for
+        a device that is not there.
         """
         from memcli.train.trainer import Machine
 
@@ -104,19 +138,16 @@ class Experiment:
             "options": options.to_dict(),
         }
         path = folder / FILE
-        if folder.exists() and not folder.is_dir():
-            raise UsageError("this is a file, not a folder", where=str(folder))
-        if path.exists():
-            _check_same(path, description)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(
-                "this folder holds something else",
-                where=str(folder),
-                next_step="Choose another:  --output DIR",
-            )
+        _check_folder(folder, description)
         make_dir(folder)
-        write_text(path, json.dumps(description, indent=1) + "\n")
-        return cls(folder, options, progress)
+        with held(folder):
+            _check_folder(folder, description)  # again: another process may have begun in it
+            write_text(path, json.dumps(description, indent=1) + "\n")
+            yield cls(folder, options, progress, chosen)
+
+    def trains(self, model: str) -> bool:
+        """Whether the model is trained and measured here, and not only found."""
+        return self._chosen is None or model in self._chosen
 
     def train(self, model: str, data: Data, split: Split) -> Run:
         """The run of a model: made now, gone on with, or complete already."""
@@ -125,11 +156,14 @@ class Experiment:
 
         settings = self._settings(model, data, split)
         assert settings.output is not None
-        if not (settings.output / RUN_FILE).exists():
+        begun = (settings.output / RUN_FILE).exists()
+        if not self.trains(model):
+            return _complete(settings) if begun else _not_run()
+        if not begun:
             make_dir(settings.output.parent)
             return train_model(settings, self.progress)
         run = read_run(settings.output, unfinished=True)
-        if _decisive(run.settings) != _decisive(json.loads(json.dumps(settings.to_dict()))):
+        if not _is_of(run, settings):
             raise UsageError(
                 "this run was made with other settings",
                 where=str(run.folder),
@@ -150,6 +184,8 @@ class Experiment:
         if found is not None and found.get("run_created") == run.created:
             metrics: dict[str, Any] = found["metrics"]
             return metrics
+        if not self.trains(run.model):
+            _not_run()
         options = self.options
         predictor = RunPredictor(
             run, options.device, options.workers, options.offline, self.progress
@@ -163,6 +199,7 @@ class Experiment:
     def attempt(self, name: str, action: Callable[[], T]) -> tuple[T | None, str]:
         """What `action` returns, or None and why it failed; the others of the experiment go on.
 
+        None and no reason: the model is not to be trained and there is nothing of it.
         The reason is one line; what to do about it is told to the watcher. A full disk and an
         interrupt end the experiment.
         """
@@ -170,6 +207,8 @@ class Experiment:
             return action(), ""
         except OutputError:
             raise
+        except _NotRunError:
+            return None, ""
         except Exception as error:
             if is_interrupt(error):
                 raise
@@ -212,6 +251,26 @@ class Experiment:
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run without those that an interrupted experiment may go on with anew."""
     return {name: value for name, value in settings.items() if name not in _MACHINE}
+
+
+def _is_of(run: Run, settings: TrainSettings) -> bool:
+    return _decisive(run.settings) == _decisive(json.loads(json.dumps(settings.to_dict())))
+
+
+def _complete(settings: TrainSettings) -> Run:
+    """The run of just these settings from before. Raises _NotRunError without a complete one."""
+    from memcli.train.run import read_run
+
+    assert settings.output is not None
+    try:
+        run = read_run(settings.output)
+    except MemcliError:
+        return _not_run()
+    return run if _is_of(run, settings) else _not_run()
+
+
+def _not_run() -> NoReturn:
+    raise _NotRunError
 
 
 def encoders_of(model: str, options: Options) -> tuple[str | None, str | None]:
@@ -271,6 +330,20 @@ def encoder_changes(runs: Sequence[Run]) -> list[str]:
                 path = Path(used.repository)
                 found.add((path.name if path.is_absolute() else str(path), own.repository))
     return [f"{new} in place of {old}" for new, old in sorted(found)]
+
+
+def _check_folder(folder: Path, description: dict[str, Any]) -> None:
+    """Raise UsageError unless the folder is new, empty or of the same experiment."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("this is a file, not a folder", where=str(folder))
+    if (folder / FILE).exists():
+        _check_same(folder / FILE, description)
+    elif folder.is_dir() and any(one.name != LOCK_FILE for one in folder.iterdir()):
+        raise UsageError(
+            "this folder holds something else",
+            where=str(folder),
+            next_step="Choose another:  --output DIR",
+        )
 
 
 def _check_same(path: Path, description: dict[str, Any]) -> None:

@@ -15,22 +15,25 @@ PAGE_FILE = "tables.md"
 CSV_FILE = "figures.csv"
 
 
-def write_tables(folder: Path, tables: Sequence[Table], *, plots: bool) -> str:
-    """Write all files; returns the page's Markdown without its pictures.
+def page(tables: Sequence[Table]) -> str:
+    """All tables as Markdown, without pictures."""
+    return "\n".join(markdown(table) for table in tables)
 
-    Each file is replaced only once the new one is whole. Raises OutputError, and
+
+def write_tables(folder: Path, tables: Sequence[Table], *, plots: bool) -> None:
+    """Write all files.
+
+    Each is replaced only once the new one is whole. Raises OutputError, and
     MissingDependencyError without matplotlib.
     """
     parts = [markdown(table) for table in tables]
-    pictured = list(parts)
     if plots:
         for number, table in enumerate(tables):
-            pictured[number] += f"\n![{table.name}: published and obtained]({table.name}.png)\n"
+            parts[number] += f"\n![{table.name}: published and obtained]({table.name}.png)\n"
     write_csv(folder / CSV_FILE, tables)
-    write_text(folder / PAGE_FILE, "\n".join(pictured))
+    write_text(folder / PAGE_FILE, "\n".join(parts))
     for table in tables if plots else ():
         plot_table(folder / f"{table.name}.png", table)
-    return "\n".join(parts)
 
 
 def plot_table(path: Path, table: Table) -> None:

@@ -17,6 +17,7 @@ from memcli.errors import UsageError
 from memcli.experiments.cross import cross_notes, cross_pairs, run_notes
 from memcli.experiments.data import Data, load_data
 from memcli.experiments.experiment import Experiment, Options, check_options
+from memcli.experiments.files import write_tables
 from memcli.experiments.published import (
     ADAPTATION_LOSSES,
     BATCH_SIZE,
@@ -34,7 +35,7 @@ from memcli.experiments.published import (
 )
 from memcli.experiments.tables import Figure, Quantity, Row, Table
 from memcli.models import get_model
-from memcli.models.papers import PAPERS
+from memcli.models.papers import PAPERS, cited
 from memcli.text import printable
 from memcli.train.datasets import DatasetError
 from memcli.training.settings import NoProgress, Progress, Split
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from memcli.train.run import Run
 
 _CROSS_PARTS = {"dev": "development set", "test": "test set"}
-_FISHER = "In parentheses: 95 % interval by Fisher's z (001_de183854d7703535.txt, equation 13)."
+_NOT_RUN = "not run"
+_EQUATION = "001_de183854d7703535.txt, equation 13"
+_FISHER = f"In parentheses: 95 % interval by Fisher's z ({cited(_EQUATION)})."
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ class ReproduceSettings:
     second: tuple[str | None, Path] | None = None
     """Another dataset, for the cross-dataset table of clip-gru."""
     models: tuple[str, ...] = ()
-    """The rows to run; empty: all."""
+    """The rows to run; empty: all. Of the others, what is complete in the folder is shown."""
     options: Options = field(default_factory=Options)
     note: str = ""
     """A sentence about the data that is put below every table."""
 
 
 def reproduce(settings: ReproduceSettings, progress: Progress | None = None) -> list[Table]:
-    """The tables of a paper.
+    """The tables of a paper, which the output folder then has, too.
 
     A row that fails says so, and the others go on. What is complete in the output folder is not
     done again. Raises UsageError, DatasetError and DeviceError for what concerns the whole, before
@@ -80,9 +83,9 @@ def reproduce(settings: ReproduceSettings, progress: Progress | None = None) -> 
         )
     metrics.require_packages()
     plots.require_packages()
-    models = _chosen(settings)
+    chosen = _chosen(settings)
     check_options(settings.options, paper_models(settings.paper))
-    if settings.second is not None and CROSS_MODEL not in models:
+    if settings.second is not None and CROSS_MODEL not in paper_models(settings.paper):
         raise UsageError(f"only {CROSS_MODEL} has a table of two datasets", where="--second")
     sources = [(settings.dataset, settings.data)]
     sources += [settings.second] if settings.second is not None else []
@@ -93,14 +96,17 @@ def reproduce(settings: ReproduceSettings, progress: Progress | None = None) -> 
             where=str(settings.data),
             next_step=f"Without splits:  memcli train {CROSS_MODEL} --split folds",
         )
-    experiment = Experiment.open(
+    with Experiment.open(
         settings.output,
         f"reproduce {settings.paper}",
         data,
         settings.options,
         progress or NoProgress(),
-    )
-    return _Reproduction(settings, experiment, data, models).tables()
+        chosen=chosen,
+    ) as experiment:
+        tables = _Reproduction(settings, experiment, data, chosen).tables()
+        write_tables(settings.output, tables, plots=True)
+    return tables
 
 
 def _chosen(settings: ReproduceSettings) -> tuple[str, ...]:
@@ -123,13 +129,13 @@ class _Reproduction:
         settings: ReproduceSettings,
         experiment: Experiment,
         data: Sequence[Data],
-        models: tuple[str, ...],
+        chosen: tuple[str, ...],
     ):
         self.settings = settings
         self.experiment = experiment
         self.all_data = data
         self.data = data[0]
-        self.models = models
+        self.chosen = chosen
         self.runs: list[Run] = []
 
     def tables(self) -> list[Table]:
@@ -145,14 +151,18 @@ class _Reproduction:
     def _rows(self, *parts: Callable[[str], dict[str, Figure]]) -> tuple[Row, ...]:
         """`part(model)` for every model and part of a row; one that fails does not stop others."""
         found = []
-        for number, model in enumerate(self.models, start=1):
-            self.experiment.progress.message(f"[{number} of {len(self.models)}] {model}")
+        for model in paper_models(self.settings.paper):
+            if model in self.chosen:
+                number = self.chosen.index(model) + 1
+                self.experiment.progress.message(f"[{number} of {len(self.chosen)}] {model}")
             obtained: dict[str, Figure] = {}
             failures: dict[str, None] = {}
+            absent = ""
             for part in parts:
                 done, failure = self.experiment.attempt(model, partial(part, model))
                 obtained |= done or {}
                 failures |= {failure: None} if failure else {}
+                absent = _NOT_RUN if done is None and not failure else absent
             found.append(
                 Row(
                     row_labels(self.settings.paper, model),
@@ -160,6 +170,7 @@ class _Reproduction:
                     published=row_figures(self.settings.paper, model),
                     obtained=obtained,
                     failure="; ".join(failures),
+                    absent=absent,
                 )
             )
         return tuple(found)
@@ -273,32 +284,27 @@ class _Reproduction:
             return {name: Figure.of(metrics, name.lower()) for name in ("PLCC", "SRCC")}
 
         rows = self._rows(row)
-        others = []
-        if not self.settings.models:
-            others.append(
-                "Rows with I3D are not here: no weights of that network for memorability are"
-                " published. The PLCC of one of them is not legible in our copy of the paper."
+        others = tuple(
+            Row(
+                (other.encoder, other.aggregator, other.predictor),
+                published={
+                    name: Figure(value)
+                    for name, value in (("PLCC", other.plcc), ("SRCC", other.srcc))
+                    if value is not None
+                },
+                absent="not here",
             )
-            rows += tuple(
-                Row(
-                    (other.encoder, other.aggregator, other.predictor),
-                    published={
-                        name: Figure(value)
-                        for name, value in (("PLCC", other.plcc), ("SRCC", other.srcc))
-                        if value is not None
-                    },
-                    absent="not here",
-                )
-                for other in I3D_ROWS
-            )
+            for other in I3D_ROWS
+        )
         return self._table(
             "table-1",
             "Table 1: PLCC and SRCC on the development set",
             ("Encoder", "Aggregator", "Predictor"),
             (Quantity("PLCC", ".4f"), Quantity("SRCC", ".4f")),
-            rows,
+            (*rows, *others),
             "Trained on the train split; measured on the dev split, which also says when to stop.",
-            *others,
+            "Rows with I3D are not here: no weights of that network for memorability are"
+            " published. The PLCC of one of them is not legible in our copy of the paper.",
             _FISHER,
         )
 
@@ -320,6 +326,7 @@ class _Reproduction:
                     published=cross_figures(paper),
                     obtained=pair.figures(),
                     failure=pair.failure,
+                    absent=_NOT_RUN if pair.metrics is None and not pair.failure else "",
                 )
             )
         others = dict.fromkeys(one.dataset for one in get_model(CROSS_MODEL).published)
@@ -363,7 +370,7 @@ class _Reproduction:
         said.append(f"Obtained on {' and '.join(one.describe() for one in used)}.")
         same = {one.dataset.name for one in used} <= {one.format for one in own}
         said.append(
-            f"Published: {paper.authors}, {paper.venue} ({paper.file}), on"
+            f"Published: {paper.authors}, {paper.title}, {paper.venue}, on"
             f" {' and '.join(one.name for one in own)}"
             + ("." if same else ": other data, so the two cannot be compared.")
         )

@@ -149,8 +149,8 @@ def _adapted(
         progress.message("contrastive adaptation: taken from an earlier training")
         return found
     progress.message(
-        f"contrastive adaptation to {plural(len(train), 'video')}, monitored on {which}"
-        f" ({plural(len(monitor), 'video')})"
+        f"contrastive adaptation to {plural(len(train), 'video')}, monitored on"
+        f" {plural(len(monitor), 'video')}: {which}"
     )
     sides = []
     for side in (train, monitor):

@@ -93,36 +93,46 @@ def at_revisions(spec: ModelSpec, used: Iterable[EncoderUse]) -> ModelSpec:
     return replace(spec, encoders=tuple(known))
 
 
+def named_encoders(
+    spec: ModelSpec, encoder: str | None, text_encoder: str | None
+) -> dict[Tower, str | None]:
+    """What each tower's encoder is asked to be; None: as the spec has it.
+
+    `encoder` names the encoder; of a model with two towers the vision tower, and the text tower too
+    if both are one checkpoint. `text_encoder` names that of the text tower. Raises UsageError if
+    there is no text tower.
+    """
+    if text_encoder is not None and spec.encoder("text") is None:
+        raise UsageError(f"{spec.name} reads no captions", where="--text-encoder")
+    both = len(spec.encoders) == 1 or len({one.repository for one in spec.encoders}) == 1
+    named: dict[Tower, str | None] = {one.tower: encoder for one in spec.encoders}
+    if "text" in named:
+        named["text"] = text_encoder or (encoder if both else None)
+    return named
+
+
 def find_encoders(
     spec: ModelSpec,
+    named: Mapping[Tower, str | None],
     *,
-    override: str | None,
-    text_override: str | None,
     frames: int | None,
     offline: bool,
     report: Callable[[str], None],
 ) -> tuple[ModelSpec, dict[Tower, Encoder]]:
     """The encoders of a model, and the spec with what they really are.
 
-    `override` names the encoder; of a model with two towers the vision tower, and the text tower
-    too if both are one checkpoint. `text_override` names that of the text tower. `frames` replaces
-    the number of frames. Raises ModelError and UsageError as `memcli.train.encoders.resolve`.
+    `named` is as `named_encoders` gives it. `frames` replaces the number of frames. Raises
+    ModelError and UsageError as `memcli.train.encoders.resolve`.
     """
     from memcli.train import encoders
 
-    both = {one.repository for one in spec.encoders}
-    if text_override is not None and spec.encoder("text") is None:
-        raise UsageError(f"{spec.name} reads no captions", where="--text-encoder")
     if frames is not None and spec.prep is None:
         raise UsageError(f"{spec.name} does not look at frames", where="--frames")
     found: dict[Tower, Encoder] = {}
     for one in spec.encoders:
-        named = override
-        if one.tower == "text" and len(spec.encoders) > 1:
-            named = text_override or (override if len(both) == 1 else None)
-        elif one.tower == "text":
-            named = text_override or override
-        resolved, checkpoint = encoders.resolve(one, override=named, offline=offline, report=report)
+        resolved, checkpoint = encoders.resolve(
+            one, override=named[one.tower], offline=offline, report=report
+        )
         found[one.tower] = tower_of(resolved, checkpoint, spec)
     if frames is not None and "vision" in found:
         prep = cast(FramePrep, found["vision"].prep)

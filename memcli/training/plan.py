@@ -8,15 +8,25 @@ from typing import Any, cast
 
 from memcli.errors import ModelError, UsageError
 from memcli.models import get_model
+from memcli.models.head_options import options_of
 from memcli.spec import ModelSpec, Recipe
+from memcli.text import printable
 from memcli.train.datasets import Dataset, DatasetError, Item
 from memcli.train.datasets.folds import make_folds
 from memcli.training.settings import SPLITS, TrainSettings
 
+_NOT_OF: dict[type, str] = {
+    int: "not a whole number",
+    float: "not a number",
+    str: "none of its values",
+}
+
 
 def make_spec(settings: TrainSettings) -> ModelSpec:
     """The registry's spec with what the settings change. Raises UsageError for contradictions."""
-    spec = with_options(get_model(settings.model), settings.options)
+    registered = get_model(settings.model)
+    check_options(registered, settings.options)
+    spec = with_options(registered, settings.options)
     recipe = cast(Recipe, spec.recipe)
     if settings.split not in SPLITS:
         raise UsageError(f"no split {settings.split!r}", next_step=f"One of: {', '.join(SPLITS)}")
@@ -54,6 +64,33 @@ def make_spec(settings: TrainSettings) -> ModelSpec:
         if not value > 0:
             raise UsageError(f"{value:g} is not positive", where=f"--{name.replace('_', '-')}")
     return replace(spec, recipe=replace(recipe, **given))
+
+
+def check_options(spec: ModelSpec, options: Mapping[str, int | float | str]) -> None:
+    """Raises UsageError for an option that the model's head does not have, or of another type.
+
+    Which numbers are possible, the head itself says.
+    """
+    if spec.head is None or not options:
+        return
+    known = options_of(spec.head)
+    has = ", ".join(f"{name}={value}" for name, (_, value) in known.items())
+    listed = f"Its options: {has}\nWhat they mean:  memcli models show {spec.name}"
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(
+                f"the head of {spec.name} has no option {printable(name)!r}",
+                where="--set",
+                next_step=listed if known else "It has none.",
+            )
+        one, _ = known[name]
+        kind = type(one.default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UsageError(
+                f"'{printable(str(value))}' is {_NOT_OF[kind]}",
+                where=f"--set {name}",
+                next_step=f"Possible: {one.values}",
+            )
 
 
 def with_options(spec: ModelSpec, options: Mapping[str, int | float | str]) -> ModelSpec:

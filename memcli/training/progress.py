@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _TERMINAL_INTERVAL_S = 2.0
 _LOG_INTERVAL_S = 10.0
+_SURE_AFTER_S = 5.0
+"""A speed of less work says nothing about the time left."""
 
 
 def make_training_progress(*, as_json: bool) -> Progress:
@@ -23,9 +26,10 @@ def make_training_progress(*, as_json: bool) -> Progress:
 
 
 class TextTraining:
-    """Messages at once, progress every few seconds."""
+    """Messages at once, progress every few seconds, and how each stage ended."""
 
     def __init__(self) -> None:
+        self._counts: Counts | None = None
         self._interval_s = _TERMINAL_INTERVAL_S if sys.stderr.isatty() else _LOG_INTERVAL_S
         self._next = time.monotonic() + self._interval_s
 
@@ -35,19 +39,22 @@ class TextTraining:
     def begin(self, counts: Counts) -> None:
         cached = f", {counts.cached:,} in the cache" if counts.cached else ""
         say(f"features of {plural(counts.total, counts.what)}{cached}")
+        self._counts = counts
 
     def advance(self, counts: Counts) -> None:
-        if self._due():
-            done = counts.cached + counts.done + counts.failed
-            say(
-                f"{done:,} of {plural(counts.total, counts.what)}, {counts.failed:,} failed,"
-                f" {counts.per_s:.1f} per s, {counts.eta_s:.0f} s left"
-            )
+        if self._due() and counts.cached + counts.done + counts.failed < counts.total:
+            told = [_how_far(counts), f"{counts.per_s:.1f} per s"]
+            if counts.done and counts.elapsed_s >= _SURE_AFTER_S:
+                told.append(f"{math.ceil(counts.eta_s):,} s left")
+            say(", ".join(told))
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        counts, self._counts = self._counts, None
+        if counts is not None and counts.cached < counts.total:
+            say(f"{_how_far(counts)}, {counts.elapsed_s:.1f} s")
 
     def epoch(self, part: str, number: int, of: int, metrics: dict[str, float]) -> None:
-        if self._due():
+        if self._due() or number == of:
             told = [f"{name} {value:.4f}" for name, value in sorted(metrics.items())]
             say(", ".join([f"{part}: epoch {number} of {of}", *told]))
 
@@ -57,6 +64,11 @@ class TextTraining:
             return False
         self._next = now + self._interval_s
         return True
+
+
+def _how_far(counts: Counts) -> str:
+    done = counts.cached + counts.done + counts.failed
+    return f"{done:,} of {plural(counts.total, counts.what)}, {counts.failed:,} failed"
 
 
 class JsonTraining:

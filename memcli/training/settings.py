@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Split = Literal["folds", "official", "full"]
 SPLITS: tuple[Split, ...] = ("folds", "official", "full")
 MAX_MISSING = 0.05
+_ENCODERS = ("encoder", "text_encoder")
 _MACHINE = ("device", "workers", "offline", "save_every_s")
 
 
@@ -73,13 +74,19 @@ class TrainSettings:
         entry = dataclasses.asdict(self)
         for name in (*_MACHINE, "output"):
             del entry[name]
-        encoders = {name: absolute_encoder(entry[name]) for name in ("encoder", "text_encoder")}
-        return entry | encoders | {"data": str(self.data.absolute())}
+        return entry | self.places()
+
+    def places(self) -> dict[str, Any]:
+        """Of `to_dict`, what says where dataset and encoders lie."""
+        encoders = {name: absolute_encoder(getattr(self, name)) for name in _ENCODERS}
+        return {"data": str(self.data.absolute())} | encoders
 
     def resumed(self, run: Run) -> TrainSettings:
         """The settings of an interrupted run, on the machine of these. Raises ModelError.
 
-        Another number of devices shares the same batches, and `auto_batch` can be added.
+        Another number of devices shares the same batches, and `auto_batch` can be added. Where
+        dataset and encoders lie now is taken from these, too, if they say so: `data` other than
+        `Path()`, `encoder` and `text_encoder`.
         """
         kinds = get_type_hints(TrainSettings) | {"data": str}
         kept = kinds.keys() - {*_MACHINE, "output"}
@@ -88,12 +95,16 @@ class TrainSettings:
             raise ModelError(
                 "the settings in its run.json are of another version, or damaged",
                 where=str(run.folder),
-                next_step=f"Train anew:  memcli train {run.model} --dataset NAME --data DIR",
+                next_step='Train anew, with what stands there under "settings":'
+                f"  memcli train {run.model} --dataset NAME --data DIR ...",
             )
         own: dict[str, Any] = {name: getattr(self, name) for name in _MACHINE}
         own["devices"] = self.devices or given["devices"]
         own["auto_batch"] = self.auto_batch or given["auto_batch"]
-        return TrainSettings(**(run.settings | own | {"data": Path(run.settings["data"])}))
+        own["data"] = Path(given["data"]) if self.data == Path() else self.data.absolute()
+        for name in _ENCODERS:
+            own[name] = absolute_encoder(getattr(self, name)) or given[name]
+        return TrainSettings(**(given | own))
 
 
 def absolute_encoder(name: str | None) -> str | None:

@@ -1,33 +1,30 @@
-"""What `memcli train` does: dataset, encoders, features, folds, the full training, a run folder."""
+"""What `memcli train` does: dataset, encoders, features, the trainings on them, a run folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shlex
-import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from memcli.errors import MissingDependencyError, ModelError, UsageError
-from memcli.spec import ModelSpec, Recipe
-from memcli.text import csv_cell, plural, printable
-from memcli.train.datasets import DatasetError, Item
+from memcli.errors import MissingDependencyError
+from memcli.spec import Recipe
+from memcli.text import plural, printable
+from memcli.train.datasets import Item
 from memcli.training import inputs
-from memcli.training.plan import held_out, make_spec, official_items, with_options
+from memcli.training import resume as resuming
+from memcli.training.fitting import Fitting, fit_settings, make_head
+from memcli.training.plan import held_out, make_spec, official_items
 from memcli.training.settings import NoProgress, Progress, TrainSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from memcli.train.data import Examples
-    from memcli.train.loop import FitSettings, Fitted, Predictions
-    from memcli.train.run import Run
-    from memcli.train.run_folder import Prediction, RunFolder
+    from memcli.train.run import EncoderUse, Run
+    from memcli.train.run_folder import RunFolder
 
 
 def train_model(
@@ -36,9 +33,10 @@ def train_model(
     """Train a model; returns the complete run.
 
     With `resume`, go on with the interrupted run in that folder: what decides about the result
-    comes from it, only the machine from `settings`. Raises UsageError, DatasetError, ModelError and
-    DeviceError with what to do; after these, and after an interrupt, what was done is kept in the
-    run's folder, and nothing of an earlier run is changed.
+    comes from it, only the machine, and where dataset and encoders lie now, from `settings`
+    (`TrainSettings.resumed`). Raises UsageError, DatasetError, ModelError and DeviceError with what
+    to do; after these, and after an interrupt, what was done is kept in the run's folder, and
+    nothing of an earlier run is changed.
     """
     from memcli.train.run_folder import RunFolder
 
@@ -52,8 +50,8 @@ def train_model(
         training = _Training(settings, progress, stack, folder)
         try:
             return training.carry_out()
-        except BaseException:
-            if (kept := training.folder) is not None:
+        except BaseException as error:
+            if (kept := training.folder) is not None and resuming.helps(error):
                 progress.message(
                     "what is finished is kept; to go on:\n"
                     f"  memcli train {kept.run.model} --resume {shlex.quote(str(kept.run.folder))}"
@@ -104,12 +102,17 @@ class _Training:
 
         settings = self.settings
         if self.folder is None:
-            check_output(settings.output, self.spec.name)
+            check_output(settings.output)
+        else:
+            resuming.check_dataset_is_there(settings)
         self.dataset, self.target, items = inputs.labelled_items(
             settings.dataset, settings.data, settings.target, features=settings.features
         )
         if settings.split == "official":
             items = official_items(items, self.dataset)
+        self.listed = self._digest(items)
+        if self.folder is not None:
+            resuming.check_same_dataset(self.folder.run, "listed", self.listed, settings)
         self.encoders: dict[inputs.Tower, inputs.Encoder] = {}
         if settings.features is None:
             self._find_encoders()
@@ -122,40 +125,48 @@ class _Training:
         self.examples = self._examples(items)
         items = self.left_out.kept(items)
         self.dims = self._dims()
-        self._make_head()
+        make_head(self.spec, self.dims, settings)
         folds = held_out(items, settings, self.recipe)
         folder = self._opened()
         self._describe(folder, items, folds)
-        self._cross_validate(folder, folds)
-        if settings.split != "official":
-            self._full(folder)
+        Fitting(
+            settings,
+            self.progress,
+            self.machine,
+            self.spec,
+            self.encoders,
+            self.dims,
+            self.examples,
+        ).carry_out(folder, folds)
         self.folder = None
         return folder.finish()
 
     def _find_encoders(self) -> None:
-        settings = self.settings
-        used_before = self.folder.run.encoders if self.folder is not None else ()
+        settings, spec = self.settings, self.spec
+        run = self.folder.run if self.folder is not None else None
+        if run is None:
+            named = inputs.named_encoders(spec, settings.encoder, settings.text_encoder)
+        else:
+            named = resuming.encoder_names(spec, settings, run)
+            spec = inputs.at_revisions(spec, run.encoders)
         self.spec, self.encoders = inputs.find_encoders(
-            inputs.at_revisions(self.spec, used_before),
-            override=settings.encoder,
-            text_override=settings.text_encoder,
+            spec,
+            named,
             frames=settings.frames,
             offline=settings.offline,
             report=self.progress.message,
         )
+        if run is not None:
+            resuming.keep_encoders(self.encoders, settings, run)
+            found = tuple(one.spec for one in self.encoders.values())
+            self.spec = replace(self.spec, encoders=found)
         self.dims = self._dims()
-        self._make_head()
-        for used in used_before:
-            if self.encoders[used.tower].checkpoint.digest != used.digest:
-                raise ModelError(
-                    f"the {used.tower} encoder has changed since this training began",
-                    where=str(self.encoders[used.tower].checkpoint.folder),
-                )
+        make_head(self.spec, self.dims, settings)
 
     def _opened(self) -> RunFolder:
         """The run folder, made when it is first needed."""
         from memcli.train import provenance
-        from memcli.train.run import EncoderUse, Run
+        from memcli.train.run import Run
         from memcli.train.run_folder import RunFolder
 
         if self.folder is not None:
@@ -168,18 +179,10 @@ class _Training:
                 "name": dataset.name,
                 "root": str(dataset.root.absolute()),
                 "target": self.target,
+                "listed": self.listed,
             },
             seed=self.settings.seed,
-            encoders=tuple(
-                EncoderUse(
-                    tower,
-                    one.checkpoint.repository,
-                    one.checkpoint.revision,
-                    one.checkpoint.digest,
-                    str(one.checkpoint.folder),
-                )
-                for tower, one in self.encoders.items()
-            ),
+            encoders=self._encoder_uses(),
             dims=self.dims if self.encoders else {},
             status="training",
             settings=self.settings.to_dict(),
@@ -193,17 +196,27 @@ class _Training:
         self.progress.message(f"run folder {printable(str(folder.run.folder))}")
         return folder
 
+    def _encoder_uses(self) -> tuple[EncoderUse, ...]:
+        from memcli.train.run import EncoderUse
+
+        return tuple(
+            EncoderUse(
+                tower,
+                one.checkpoint.repository,
+                one.checkpoint.revision,
+                one.checkpoint.digest,
+                str(one.checkpoint.folder),
+            )
+            for tower, one in self.encoders.items()
+        )
+
     def _describe(
         self, folder: RunFolder, items: Sequence[Item], folds: Sequence[Sequence[int]]
     ) -> None:
-        """Write what is trained on what, before it begins; or see that it is still the same."""
-        digest = _digest(items, self.target, self.spec)
-        if folder.run.dataset.get("digest", digest) != digest:
-            raise DatasetError(
-                "the dataset has changed since this training began",
-                where=str(self.dataset.root),
-                next_step=f"Train anew:  memcli train {self.spec.name}",
-            )
+        """Write what is trained on what, before it begins; or see that it is still the same, and
+        where it lies now."""
+        digest = self._digest(items)
+        resuming.check_same_dataset(folder.run, "digest", digest, self.settings)
         if self.left_out.reasons:
             count = plural(len(self.left_out.reasons), "video")
             self.progress.message(f"{count} left out; the reasons are in run.json")
@@ -212,10 +225,17 @@ class _Training:
             "split": self.settings.split,
             "left_out": self.left_out.reasons,
             "digest": digest,
+            "root": str(self.dataset.root.absolute()),
         }
         trained_on = f"{self.dataset.name} ({self.target}), {plural(len(items), 'video')}"
         self.spec = replace(self.spec, trained_on=trained_on)
-        folder.save(spec=self.spec, dims=self.dims, dataset=folder.run.dataset | told)
+        folder.save(
+            spec=self.spec,
+            dims=self.dims,
+            dataset=folder.run.dataset | told,
+            encoders=self._encoder_uses(),
+            settings=folder.run.settings | self.settings.places(),
+        )
         fold_of = {i: number for number, fold in enumerate(folds, start=1) for i in fold}
         official = self.settings.split == "official"
         rows = [
@@ -235,7 +255,7 @@ class _Training:
             folder,
             self.dataset,
             items,
-            fit=self._fit_settings(folder),
+            fit=fit_settings(self.settings, self.machine, folder),
             epochs=self.settings.adaptation_epochs,
             workers=self.settings.workers,
             progress=self.progress,
@@ -261,185 +281,24 @@ class _Training:
             return {"frame": int(frames.shape[-1])}
         return {names[tower]: one.spec.dim for tower, one in self.encoders.items()}
 
-    def _make_head(self) -> nn.Module:
-        from memcli.train.heads import make_head
-
-        assert self.spec.head is not None
-        try:
-            return cast(
-                "nn.Module",
-                make_head(self.spec.head, self.dims.get("frame"), self.dims.get("text")),
-            )
-        except ModelError as error:
-            if not self.settings.options:
-                raise
-            raise UsageError(error.what, where="--set", next_step=error.next_step) from error
-
-    def _make_model(self) -> nn.Module:
-        """A model with fresh weights of the head, the same ones each time."""
-        from memcli.train.model import MemorabilityModel
-        from memcli.train.provenance import seeded
-
-        with seeded(self.settings.seed):
-            head = self._make_head()
-        if not self.recipe.fine_tune:
-            return head
-        if not hasattr(self, "_towers"):
-            self._towers = {tower: one.load() for tower, one in self.encoders.items()}
-        towers = deepcopy(self._towers)
-        return MemorabilityModel(head, towers.get("vision"), towers.get("text"))
-
-    def _cross_validate(self, folder: RunFolder, folds: Sequence[Sequence[int]]) -> None:
-        """Train one model per fold and note what it says of the fold's videos."""
-        from memcli.train.run import MODEL_FILE, fold_file
-        from memcli.train.run_folder import read_predictions
-        from memcli.training.results import fold_metrics, summary
-
-        if not folds:
-            return
-        done = {entry["fold"] for entry in folder.run.folds}
-        predictions = [one for one in read_predictions(folder.run) if one.fold in done]
-        official = self.settings.split == "official"
-        for number, held in enumerate(folds, start=1):
-            if number in done:
-                continue
-            part = "dev" if official else f"fold {number} of {len(folds)}"
-            rest = sorted(set(range(len(self.examples))) - set(held))
-            sides = self.examples.subset(rest), self.examples.subset(held)
-            model, fitted = self._fit(folder, *sides, self.recipe, f"fold-{number}", part)
-            own = _rows(sides[1], number, self._predict(model, sides[1]))
-            predictions += own
-            folder.write_predictions(predictions)
-            name = MODEL_FILE if official else fold_file(number)
-            folder.add_weights(name, self._weights(fitted))
-            metrics = fold_metrics(own, self.settings.seed)
-            entry = {"fold": number, "metrics": metrics} | fitted.summary()
-            folder.save(folds=(*folder.run.folds, entry))
-            folder.clear_work(f"fold-{number}")
-            self._say(part, metrics, fitted)
-        if self.settings.choose_alpha:
-            predictions = self._choose_alpha(folder, predictions)
-        folder.save(metrics=summary(folder.run.folds, predictions, self.settings.seed))
-
-    def _choose_alpha(
-        self, folder: RunFolder, predictions: Sequence[Prediction]
-    ) -> list[Prediction]:
-        """Put the best fusion weight in the spec, and what the folds then predict in the run."""
-        from memcli.training.results import choose_alpha, fold_metrics, with_alpha
-
-        alpha = choose_alpha(predictions)
-        self.spec = with_options(self.spec, {"alpha": alpha})
-        fused = with_alpha(predictions, alpha)
-        folder.write_predictions(fused)
-        entries = []
-        for entry in folder.run.folds:
-            own = [one for one in fused if one.fold == entry["fold"]]
-            entries.append(entry | {"metrics": fold_metrics(own, self.settings.seed)})
-        folder.save(spec=self.spec, folds=tuple(entries))
-        self.progress.message(f"alpha {alpha:g}, by the mean SRCC of the held-out videos")
-        return fused
-
-    def _full(self, folder: RunFolder) -> None:
-        """Train on all videos; as long as the folds' best epochs say where these were looked for.
-
-        000_bcb79d7cf5a52fe8.txt, section 3.1: the final epoch of a training on the full set. With
-        early stopping there is nothing to stop by: the median of the folds' best epochs is taken.
-        """
-        from memcli.train.run import MODEL_FILE
-
-        why, recipe = "as the recipe says", self.recipe
-        if recipe.monitor is not None and folder.run.folds:
-            best = [int(entry["best_epoch"]) for entry in folder.run.folds]
-            recipe = replace(recipe, epochs=max(1, round(statistics.median(best))))
-            why = "median of the folds' best epochs"
-        elif recipe.monitor is not None:
-            self.progress.message(
-                f"no videos are held out, so none say when to stop: all {recipe.epochs} epochs are"
-                " trained; --epochs N for another number"
-            )
-        recipe = replace(recipe, monitor=None)
-        _, fitted = self._fit(folder, self.examples, None, recipe, "full", "all videos")
-        folder.add_weights(MODEL_FILE, self._weights(fitted))
-        folder.save(full=fitted.summary() | {"epochs_because": why})
-
-    def _fit(
-        self,
-        folder: RunFolder,
-        train: Examples,
-        validation: Examples | None,
-        recipe: Recipe,
-        name: str,
-        part: str,
-    ) -> tuple[nn.Module, Fitted]:
-        from memcli.train.loop import fit
-
-        model = self._make_model()
-        fitted = fit(
-            model,
-            train,
-            validation,
-            recipe,
-            self._fit_settings(folder),
-            folder.work(name),
-            name=name,
-            tell=lambda epoch, metrics: self.progress.epoch(part, epoch, recipe.epochs, metrics),
-        )
-        if fitted.learning_rate_from == "fall-back":
-            self.progress.message(
-                f"{part}: the range test found no learning rate; {fitted.learning_rate:g} is used"
-            )
-        return model, fitted
-
-    def _predict(self, model: nn.Module, examples: Examples) -> Predictions:
-        from memcli.train.loop import predict
-
-        size = max(1, self.recipe.batch_size // 8) if self.recipe.fine_tune else None
-        return predict(model, examples, self.machine, batch_size=size)
-
-    def _fit_settings(self, folder: RunFolder) -> FitSettings:
-        from memcli.train.loop import FitSettings
-
-        return FitSettings(
-            self.settings.seed, self.machine, self.settings.auto_batch, logs=folder.logs
-        )
-
-    def _weights(self, fitted: Fitted) -> dict[str, Tensor]:
-        if self.recipe.fine_tune:
-            return fitted.state
-        return {f"head.{key}": value for key, value in fitted.state.items()}
-
-    def _say(self, part: str, metrics: dict[str, Any], fitted: Fitted) -> None:
-        srcc = metrics["srcc"]["value"]
-        found = "undefined" if srcc is None else f"{srcc:.3f}"
-        epochs = f", {plural(fitted.epochs, 'epoch')}" if fitted.epochs else ""
-        self.progress.message(f"{part}: SRCC {found}{epochs}")
-
-
-def _rows(examples: Examples, fold: int, found: Predictions) -> list[Prediction]:
-    from memcli.train.run_folder import Prediction
-
-    several = len(found.branches) > 1
-    branches = zip(*(one.tolist() for one in found.branches), strict=True)
-    columns = (examples.ids, examples.scores.tolist(), found.score.tolist(), branches)
-    return [
-        Prediction(csv_cell(name), fold, truth, score, tuple(parts) if several else ())
-        for name, truth, score, parts in zip(*columns, strict=True)
-    ]
-
-
-def _digest(items: Sequence[Item], target: str, spec: ModelSpec) -> str:
-    """Of everything about the videos that decides about a training, in their order."""
-    rows = [
-        [
-            item.id,
-            item.scores[target],
-            *(item.split, item.fold, item.group),
-            item.captions if spec.text is not None else None,
-            _size(item.path) if spec.prep is not None else None,
+    def _digest(self, items: Sequence[Item]) -> str:
+        """Of everything about the videos that decides about a training, in their order."""
+        rows = [
+            [
+                item.id,
+                item.scores[self.target],
+                *(item.split, item.fold, item.group),
+                item.captions if self.spec.text is not None else None,
+                _size(self._looked_at(item)),
+            ]
+            for item in items
         ]
-        for item in items
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def _looked_at(self, item: Item) -> Path | None:
+        if self.settings.features is not None:
+            return self.dataset.features[self.settings.features] / f"{item.id}.npy"
+        return item.path if self.spec.prep is not None else None
 
 
 def _size(path: Path | None) -> int | None:

@@ -133,7 +133,11 @@ class Draft:
     ) -> Dataset:
         """The dataset. Raises DatasetError if no item is left."""
         if not self._entries:
-            raise DatasetError(self._nothing(), where=str(self.root))
+            raise DatasetError(
+                self._nothing(),
+                where=str(self.root),
+                next_step="See docs/datasets.md for what the lists of each dataset hold.",
+            )
         paths, without = self._videos()
         self._report_missing("missing-video", without)
         self._report_missing("no-caption", [e for e in self.entries() if not e.captions])

@@ -49,14 +49,16 @@ def columns_of(names: Sequence[str]) -> tuple[str, ...]:
 
 def columns_fault(columns: Sequence[str], required: Sequence[str]) -> str | None:
     """Why a table with these columns is not one with the `required` ones; None if it is."""
+    if required and not any(columns):
+        return f"it is empty; needed: a first line with the columns {', '.join(required)}"
     lacking = [name for name in required if name not in columns]
     if not lacking:
         return None
     other = _separator(columns, required)
     if other is not None:
         return f"separated by {_OTHERS[other]} not by commas: save it with commas between columns"
-    has = f"it has {shown(', '.join(columns))}" if columns else "it is empty"
-    return f"no column {', '.join(lacking)}: {has}; needed: {', '.join(required)}"
+    has = shown(", ".join(columns))
+    return f"no column {', '.join(lacking)}: it has {has}; needed: {', '.join(required)}"
 
 
 def form_of(path: Path, required: Sequence[str]) -> Form:

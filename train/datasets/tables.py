@@ -85,13 +85,14 @@ def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterato
     """The rows of a comma-separated table whose first line names its columns.
 
     Column names are compared without case and spaces around them. Rows of another width than the
-    first line, and a table without the `required` columns, are problems.
+    first line, and a table without the `required` columns, are problems; one without any rows is
+    a warning.
     """
     text = read_text(path, reports)
     if text is None:
         return
     records = _records(text, path, reports)
-    _, names = next(records, (1, []))
+    top, names = next(records, (1, []))
     columns = columns_of(names)
     if (fault := columns_fault(columns, required)) is not None:
         reports.problem("columns", fault, path, 1)
@@ -99,6 +100,7 @@ def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterato
     if len(set(columns)) < len(columns):
         reports.problem("columns", "two columns have the same name", path, 1)
         return
+    line = top
     for line, cells in records:
         if len(cells) != len(columns):
             what = f"{len(cells)} columns instead of {len(columns)}"
@@ -106,6 +108,8 @@ def read_table(path: Path, reports: Reports, required: Sequence[str]) -> Iterato
             continue
         stripped = (cell.strip() for cell in cells)
         yield Row(line, dict(zip(columns, stripped, strict=True)))
+    if line == top:
+        reports.problem("no-rows", "there is no row to read below this line", path, top, "warning")
 
 
 def _records(text: str, path: Path, reports: Reports) -> Iterator[tuple[int, list[str]]]:

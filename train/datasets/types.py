@@ -71,6 +71,7 @@ KINDS = {
     "unreadable": "cannot be read",
     "encoding": "not UTF-8",
     "columns": "wrong columns",
+    "no-rows": "a list without rows",
     "value": "wrong value",
     "duplicate": "named twice",
     "conflict": "contradicting rows",

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from memcli.app import run
 from memcli.commands.experiment_options import source
 from memcli.errors import UsageError
-from memcli.experiments.experiment import Options, encoders_of
+from memcli.experiments.options import Options, encoders_of
 from tests import planted, tiny_hub
 
 

@@ -24,7 +24,7 @@ import torch
 
 from memcli.train.encoder_kinds import KINDS, tower_of
 from memcli.train.encoders import frame_prep, load_encoder, resolve, text_prep
-from tests.tiny_hub import HIDDEN, IMAGE, MAKERS, SHARED
+from tests.tiny_hub import HIDDEN, MAKERS, SHARED
 
 CAPTIONS = ["A dog runs on the beach.", "", "two cats!", "woman " * 100]
 MINILM = os.environ.get("MEMCLI_TEST_MINILM")
@@ -445,9 +445,3 @@ def test_a_real_sentence_encoder() -> None:
     assert torch.cosine_similarity(got, mean).min() >= 0.9999
     torch.testing.assert_close(got.norm(dim=1), torch.ones(len(CAPTIONS)))
     assert got[0] @ got[2] < 0.9, "it tells captions apart"
-
-
-def test_images_are_of_the_size_that_the_encoder_takes(hub: dict[str, Path]) -> None:
-    for kind in ("siglip", "clip", "vit", "dinov2", "dinov3"):
-        _, checkpoint = resolve(spec_of(hub[kind], "vision", "pooled"))
-        assert frame_prep(checkpoint, CLIP_PREP).frame_shape() == (IMAGE, IMAGE, 3)

@@ -19,7 +19,7 @@ from memcli.preprocess import FramePreparer, prepare_image
 from memcli.spec import EncoderSpec, FramePrep
 from memcli.train.encoders import Checkpoint, frame_prep, load_encoder, resolve
 from tests.media import picture, real_videos
-from tests.tiny_hub import MAKERS
+from tests.tiny_hub import IMAGE, MAKERS
 
 HALF = [0.5, 0.5, 0.5]
 SIGLIP = {
@@ -226,3 +226,10 @@ def test_frames_of_real_videos_as_by_the_own_processor(
     full = frame.reformat(format="rgb24", interpolation=0x2 | 0x2000 | 0x4000 | 0x40000)
     rgb = np.ascontiguousarray(np.rot90(full.to_ndarray(), turn // 90))
     check_against_processor(kind, tmp_path, rgb, frame, turn)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip", "vit", "dinov2", "dinov3"])
+def test_images_are_of_the_size_that_the_encoder_takes(kind: str, tmp_path: Path) -> None:
+    folder = MAKERS[kind](tmp_path / kind)
+    spec = EncoderSpec("vision", str(folder), None, 1, "MIT", "pooled")
+    assert frame_prep(resolve(spec)[1], CLIP_PREP).frame_shape() == (IMAGE, IMAGE, 3)

@@ -214,7 +214,7 @@ def test_an_interrupted_row_goes_on(hub: Path, data: Path, tmp_path: Path) -> No
             if text.startswith("fold 1 of 2:"):
                 raise KeyboardInterrupt
 
-    from memcli.experiments.experiment import Options
+    from memcli.experiments.options import Options
 
     options = Options({"": str(hub / "siglip")}, folds=2, device="cpu", workers=1)
     settings = ReproduceSettings(

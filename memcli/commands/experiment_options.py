@@ -11,7 +11,7 @@ import click
 from memcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from memcli.experiments.experiment import Options
+    from memcli.experiments.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAMES = (
@@ -76,7 +76,7 @@ def experiment_options(function: F) -> F:
 def take_options(given: dict[str, Any]) -> Options:
     """The Options among a command's parameters, taken out of them. Raises UsageError."""
     from memcli.commands.train import head_option
-    from memcli.experiments.experiment import Options
+    from memcli.experiments.options import Options
 
     own = {name: given.pop(name) for name in _NAMES}
     own["head"] = dict(head_option(text) for text in own["head"])

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from memcli.errors import UsageError
 from memcli.experiments.data import Data, load_data, part_name
-from memcli.experiments.experiment import Experiment, Options, check_options, encoder_changes
+from memcli.experiments.experiment import Experiment
 from memcli.experiments.files import write_tables
+from memcli.experiments.options import Options, check_options, encoder_changes
 from memcli.experiments.tables import Figure, Quantity, Row, Table
 from memcli.models import get_model
 from memcli.text import plural

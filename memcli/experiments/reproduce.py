@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from memcli.errors import UsageError
 from memcli.experiments.cross import cross_notes, cross_pairs, run_notes
 from memcli.experiments.data import Data, load_data
-from memcli.experiments.experiment import Experiment, Options, check_options
+from memcli.experiments.experiment import Experiment
 from memcli.experiments.files import write_tables
+from memcli.experiments.options import Options, check_options
 from memcli.experiments.published import (
     ADAPTATION_LOSSES,
     BATCH_SIZE,

@@ -18,7 +18,7 @@ import pytest
 from cli import memcli_command
 from media import data_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.xdist_group("resmem")]
+pytestmark = [pytest.mark.slow, pytest.mark.network]
 
 BLOCKED = "raise ImportError('blocked: scoring must not need this')\n"
 COMPARED = ("normal", "portrait_square", "tenbit", "vfr_or_odd_pts", "interlaced", "gif")

@@ -14,20 +14,19 @@ import torch
 from memcli.engines.loading import installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
-from memcli.engines.reference import synthetic_captions, synthetic_frames
-from memcli.engines.verify import (
-    ATTENTION_MASK,
-    FRAME_SCORES,
-    INPUT,
-    INPUT_IDS,
-    SCORE,
-    Reference,
-    compare,
-)
-from memcli.errors import EngineError, ModelError, ParityError
+from memcli.engines.verify import FRAME_SCORES, SCORE, Reference, compare
+from memcli.errors import ModelError, ParityError
 from memcli.export.build import CPU_ENGINES
-from memcli.export.parity import describe
-from memcli.tokens import Tokeniser
+from memcli.export.cases import (
+    CASES,
+    EMBEDDINGS,
+    case_captions,
+    embeddings_of,
+    in_batches,
+    make_feeds,
+)
+from memcli.export.compare import SeenGraph
+from memcli.export.parity import cosines, describe
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,34 +37,9 @@ if TYPE_CHECKING:
 
     Feeds = dict[str, npt.NDArray[Any]]
 
-_BATCH_CLIPS = 8
 _REFERENCE_CLIPS = 12
 """Clips that the bundle keeps for the first use on another machine; rank correlation needs 12."""
 _REFERENCE_CASE = 1
-_LONG_WORDS = 1000
-
-
-@dataclass(frozen=True)
-class Case:
-    """Synthetic inputs of one shape."""
-
-    clips: int
-    frames: int
-    """Per clip; 0 for as many as the model samples."""
-    captions: int
-    """At most, per clip."""
-    long: bool = False
-    """Captions of as many tokens as the model takes."""
-
-
-CASES = (
-    Case(clips=40, frames=1, captions=1),
-    Case(clips=20, frames=2, captions=3),
-    Case(clips=3, frames=5, captions=2),
-    Case(clips=1, frames=0, captions=2, long=True),
-)
-"""64 clips in shapes that differ from each other and from the traced one in every axis; few frames,
-because a large encoder takes seconds for each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,8 @@ class Original:
 
     feeds: tuple[Feeds, ...]
     scores: tuple[Feeds, ...]
-    """`score` [clips] and, where the model gives it, `frame_scores` [clips, frames]."""
+    """`score` [clips], where the model gives it `frame_scores` [clips, frames], and embeddings:
+    `frame_embeddings` [clips, frames, D], `caption_embeddings` [clips, captions, D]."""
 
 
 def run_original(model: MemorabilityModel, spec: ModelSpec, tokenizer: Path | None) -> Original:
@@ -89,33 +64,13 @@ def run_original(model: MemorabilityModel, spec: ModelSpec, tokenizer: Path | No
     return Original(feeds, scores)
 
 
-def make_feeds(spec: ModelSpec, tokenizer: Path | None, index: int) -> Feeds:
-    """The inputs of a case by name; its number is the seed."""
-    case = CASES[index]
-    feeds: Feeds = {}
-    if spec.prep is not None:
-        frames = case.frames or spec.prep.frames
-        feeds[INPUT] = synthetic_frames(spec.prep, case.clips, frames, seed=index)
-    if spec.text is not None and tokenizer is not None:
-        captions = [list(one) for one in _captions(index)]
-        if case.long:
-            captions[0].append("word " * _LONG_WORDS)
-        batch = Tokeniser(spec.text, tokenizer).encode(captions)
-        feeds |= {INPUT_IDS: batch.input_ids, ATTENTION_MASK: batch.attention_mask}
-    return feeds
-
-
-def _captions(index: int) -> tuple[tuple[str, ...], ...]:
-    return synthetic_captions(CASES[index].clips, CASES[index].captions, seed=index)
-
-
 def make_reference(original: Original, spec: ModelSpec) -> Reference:
     """What the bundle keeps: the first clips of the second case, and their scores."""
     case = CASES[_REFERENCE_CASE]
     scores = original.scores[_REFERENCE_CASE]
     rows = scores[FRAME_SCORES][:_REFERENCE_CLIPS] if spec.frame_scores else ()
     clips = () if spec.frame_scores else scores[SCORE][:_REFERENCE_CLIPS]
-    captions = () if spec.text is None else _captions(_REFERENCE_CASE)[:_REFERENCE_CLIPS]
+    captions = () if spec.text is None else case_captions(_REFERENCE_CASE)[:_REFERENCE_CLIPS]
     return Reference(
         clips=_REFERENCE_CLIPS,
         frames_per_clip=0 if spec.prep is None else case.frames,
@@ -136,11 +91,39 @@ def gate_graph(
     tolerance of `spec`, EngineError for one that cannot run the graph. Without any runtime there
     is nothing to compare with: an empty dict.
     """
-    return {
+    measured: dict[str, dict[str, Any]] = {
         name: _gate(graph, name, original, spec, report)
         for name in CPU_ENGINES
         if name in installed_runtimes()
     }
+    if "onnxruntime" in measured:
+        measured["onnxruntime"][SCORE] |= _gate_embeddings(graph, original, spec, report)
+    return measured
+
+
+def _gate_embeddings(
+    graph: Path, original: Original, spec: ModelSpec, report: Callable[[str], None]
+) -> dict[str, float]:
+    """The cosines of the graph's embeddings with the model's. Raises ParityError."""
+    seen = SeenGraph(graph, EMBEDDINGS)
+    rows = []
+    for feeds, wanted in zip(original.feeds, original.scores, strict=True):
+        ours = embeddings_of(in_batches(seen.run, feeds), feeds)
+        theirs = embeddings_of(wanted, feeds)
+        if set(ours) != set(theirs):
+            raise ModelError(f"the graph gives {sorted(ours)} inside, not {sorted(theirs)}")
+        rows += [cosines(ours[name], theirs[name]) for name in theirs]
+    found = np.concatenate(rows)
+    least, mean = float(found.min()), float(found.mean())
+    text = f"cosine min {least:.6f}, mean {mean:.6f} of {len(found)} embeddings"
+    report(f"onnxruntime at fp32 against PyTorch: {text}")
+    limit = spec.tolerances["fp32"].min_cosine
+    if limit is not None and least < limit:
+        raise ParityError(
+            f"the graph does not give the embeddings of the PyTorch model: {text}",
+            next_step=f"Allowed: {describe(spec.tolerances['fp32'])}. Nothing was installed.",
+        )
+    return {"cosine_min": least, "cosine_mean": mean}
 
 
 def _gate(
@@ -191,32 +174,20 @@ def _run_engine(engine: Engine, feeds: Mapping[str, Any]) -> Feeds:
     def run(part: Feeds) -> Feeds:
         return dict(engine.run(part))
 
-    return _in_batches(run, feeds)
+    return in_batches(run, feeds)
 
 
 def _run_torch(model: MemorabilityModel, spec: ModelSpec, feeds: Mapping[str, Any]) -> Feeds:
     def run(part: Feeds) -> Feeds:
         with torch.inference_mode():
-            scores = model(**{name: torch.from_numpy(array) for name, array in part.items()})
+            tensors = {name: torch.from_numpy(array) for name, array in part.items()}
+            scores, embeddings = model.with_embeddings(**tensors)
         found = {SCORE: scores.score.numpy()}
+        found |= {name: array.numpy() for name, array in embeddings.items()}
         if spec.frame_scores:
             if scores.frame_scores is None:
                 raise ModelError(f"{spec.name} gives no scores of frames, as its spec says")
             found[FRAME_SCORES] = scores.frame_scores.numpy()
         return found
 
-    return _in_batches(run, feeds)
-
-
-def _in_batches(run: Callable[[Feeds], Feeds], feeds: Mapping[str, Any]) -> Feeds:
-    """Outputs for all clips, a few at a time: large models have no memory for more."""
-    clips = len(next(iter(feeds.values())))
-    parts = []
-    for start in range(0, clips, _BATCH_CLIPS):
-        part = {name: array[start : start + _BATCH_CLIPS] for name, array in feeds.items()}
-        found = run(part)
-        if any(len(array) != len(next(iter(part.values()))) for array in found.values()):
-            shapes = {name: list(array.shape) for name, array in found.items()}
-            raise EngineError(f"the graph gives {shapes} for {len(part)} clips")
-        parts.append(found)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return in_batches(run, feeds)

@@ -170,6 +170,19 @@ def give_names(model: onnx_ir.Model, prefix: str) -> None:
     graph.name = PRODUCER
 
 
+def keep_inside(model: onnx_ir.Model, names: Sequence[str]) -> None:
+    """Make inner values of the outputs `names`: they keep their names and are given no more.
+
+    Raises ValueError if one is not computed in the graph, or a score is computed without it.
+    """
+    graph = model.graph
+    for value in [one for one in graph.outputs if one.name in names]:
+        if value.producer() is None or not value.uses():
+            raise ValueError(f"{value.name} is no inner value of the graph")
+        graph.outputs.remove(value)
+        value.shape, value.type = None, None
+
+
 def write_graph(model: onnx_ir.Model, folder: Path) -> None:
     """Write `model.onnx` with its weights in `model.bin`, one tensor at a time.
 

@@ -20,11 +20,13 @@ from memcli.engines.files import locked, staging
 from memcli.engines.verify import ATTENTION_MASK, FRAME_SCORES, INPUT, INPUT_IDS, SCORE
 from memcli.errors import MemcliError, ModelError, OutputError
 from memcli.export.build import build_bundle
+from memcli.export.cases import CAPTION_EMBEDDINGS, FRAME_EMBEDDINGS
 from memcli.export.original import gate_graph, make_reference, run_original
 from memcli.export.provenance import license_text_of, training_report, without_paths
 from memcli.export.tokenizer_gate import check_tokenizer
 from memcli.export.trace import (
     give_names,
+    keep_inside,
     simplify,
     tidy,
     tool_versions,
@@ -134,9 +136,9 @@ def export_model(
 
 
 class _Traced(nn.Module):
-    """The model with its scores as a plain tuple of tensors."""
+    """The model with its scores and then its embeddings as a plain tuple of tensors."""
 
-    def __init__(self, model: nn.Module, frame_scores: bool):
+    def __init__(self, model: MemorabilityModel, frame_scores: bool):
         super().__init__()
         self.model = model
         self._frame_scores = frame_scores
@@ -147,8 +149,9 @@ class _Traced(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        scores = self.model(frames, input_ids, attention_mask)
-        return (scores.score, scores.frame_scores) if self._frame_scores else (scores.score,)
+        scores, embeddings = self.model.with_embeddings(frames, input_ids, attention_mask)
+        frame_scores = (scores.frame_scores,) if self._frame_scores else ()
+        return (scores.score, *frame_scores, *embeddings.values())
 
 
 def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> None:
@@ -157,7 +160,9 @@ def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> Non
     Inputs `frames` uint8 [batch, time, H, W, 3] and/or `input_ids` and `attention_mask` int64
     [batch, captions, tokens] (tokens fixed where the captions are always padded to one length);
     outputs `score` float32 [batch] and, where the spec has them, `frame_scores` float32
-    [batch, time]. Raises ModelError if the exporter cannot translate the model, OSError.
+    [batch, time]. Inside, `frame_embeddings` [batch, time, D] and `caption_embeddings`
+    [batch, captions, D] are what the encoders give. Raises ModelError if the exporter cannot
+    translate the model, OSError.
     """
     inputs: dict[str, Tensor] = {}
     axes: dict[str, dict[int, Any]] = {}
@@ -176,9 +181,11 @@ def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> Non
             inputs[name] = torch.ones((_BATCH, _CAPTIONS, tokens), dtype=torch.int64)
             axes[name] = by_axis
     outputs = [SCORE, FRAME_SCORES] if spec.frame_scores else [SCORE]
+    inner = [FRAME_EMBEDDINGS] if spec.prep is not None else []
+    inner += [CAPTION_EMBEDDINGS] if spec.text is not None else []
     wrapped = _Traced(model, spec.frame_scores).eval()
     try:
-        graph = trace(wrapped, inputs, axes, outputs)
+        graph = trace(wrapped, inputs, axes, outputs + inner)
     except Exception as error:  # torch.export has many errors of its own and of its parts
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
@@ -189,4 +196,5 @@ def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> Non
     simplify(graph)
     graph = tidy(graph)
     give_names(graph, _PREFIX)
+    keep_inside(graph, inner)
     write_graph(graph, folder)

@@ -40,14 +40,29 @@ class MemorabilityModel(nn.Module):
         row whose mask is all 0 stands for no caption. What the model has no encoder for must be
         None.
         """
-        frame_embeddings = None if frames is None else self.embed_frames(frames)
-        captions = present = None
+        return self.with_embeddings(frames, input_ids, attention_mask)[0]
+
+    def with_embeddings(
+        self,
+        frames: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Scores, dict[str, Tensor]]:
+        """Scores, and what the encoders gave: `frame_embeddings` [B, T, Df] and
+        `caption_embeddings` [B, C, Dt], as far as the model has them."""
+        embeddings: dict[str, Tensor] = {}
+        present = None
+        if frames is not None:
+            embeddings["frame_embeddings"] = self.embed_frames(frames)
         if input_ids is not None:
             if attention_mask is None:
                 raise ModelError("captions need an attention mask")
             captions, present = self.embed_captions(input_ids, attention_mask)
-        scores: Scores = self.head(frame_embeddings, captions, present)
-        return scores
+            embeddings["caption_embeddings"] = captions
+        scores: Scores = self.head(
+            embeddings.get("frame_embeddings"), embeddings.get("caption_embeddings"), present
+        )
+        return scores, embeddings
 
     def embed_frames(self, frames: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> float32 [B, T, Df]."""

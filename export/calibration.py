@@ -1,52 +1,53 @@
-"""Real frames for int8: reading them, and what they say about a graph."""
+"""Real inputs for int8: reading them, and what of them chooses and what checks."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from onnx import ModelProto, helper
 
-from memcli.engines.verify import INPUT
-from memcli.errors import EngineError, UsageError, VideoError
-from memcli.export.quantize import ActivationRange
+from memcli.engines.verify import ATTENTION_MASK, INPUT, INPUT_IDS
+from memcli.errors import ModelError, UsageError, VideoError
 from memcli.inputs import collect
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from memcli.spec import FramePrep
+    from memcli.export.calibration_captions import CalibrationCaptions
+    from memcli.spec import FramePrep, ModelSpec
 
     Clip = npt.NDArray[np.uint8]
-    Frames = npt.NDArray[np.uint8]
+    Feeds = Mapping[str, npt.NDArray[Any]]
 
+T = TypeVar("T")
 MAX_CLIPS = 64
 MIN_HOLDOUT_CLIPS = 12
 MIN_HOLDOUT_FRAMES = 64
 MIN_CALIBRATION_FRAMES = 64
 MAX_CALIBRATION_FRAMES = 96
-MAX_RANGE_FRAMES = 48
-"""Ranges settle early, and every activation of every frame passes through numpy for them."""
+MIN_CALIBRATION_CAPTIONS = 64
+MIN_HOLDOUT_CAPTIONS = 64
+_CLIP_FRAMES = 4
+"""Frames of a clip to calibrate with, and frames in one batch: many videos say more about the range
+of an activation than many frames of a few."""
 _FILE_TIMEOUT_S = 60.0
-_BATCH = 4
-_SAMPLES = 4096
-"""Values kept of one activation tensor of one batch: enough for a histogram of its bulk."""
-_RATIOS = np.linspace(0.4, 1.0, 25)
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Frames to choose ranges with, and clips that only the final gate sees."""
+    """Inputs to choose ranges and layers with, and inputs that only the final gate sees."""
 
-    frames: Frames
-    """uint8 [N, H, W, 3]"""
-    holdout: Frames
-    """uint8 [clips, T, H, W, 3]"""
+    batches: tuple[Feeds, ...]
+    """A few frames or captions each."""
+    holdout: tuple[Feeds, ...]
+    """One clip each, all of the same number of frames."""
+    captions: str = ""
+    """Where the captions come from; empty for a model that reads none."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class CalibrationClips:
 
     calibration: list[Clip]
     holdout: list[Clip]
+    calibration_paths: list[str] = field(default_factory=list)
+    holdout_paths: list[str] = field(default_factory=list)
 
 
 def read_calibration(
@@ -69,6 +72,7 @@ def read_calibration(
 
     names = [source.path for source in collect([folder]).items if source.error is None]
     clips: dict[bytes, Clip] = {}
+    paths: dict[bytes, str] = {}
     for name in spread(np.arange(len(names)), MAX_CLIPS):
         path = names[name]
         try:
@@ -80,22 +84,86 @@ def read_calibration(
             report(f"not used: {path}: a still picture")
         elif clips.setdefault(_digest(clip), clip) is not clip:
             report(f"not used: {path}: the same frames as another video")
+        else:
+            paths[_digest(clip)] = str(path)
     if not clips:
         raise UsageError("no videos to calibrate with", where=str(folder))
     noun = "video" if len(clips) == 1 else "videos"
     report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
-    return CalibrationClips(calibration, holdout)
+    calibration_paths, holdout_paths = split_by_video([paths[digest] for digest in clips])
+    return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
 
 
 def make_calibration_set(
-    calibration: Iterable[Clip], holdout: Iterable[Clip], prep: FramePrep
+    spec: ModelSpec,
+    calibration: Iterable[Clip] = (),
+    holdout: Iterable[Clip] = (),
+    *,
+    captions: CalibrationCaptions | None = None,
+    tokenizer: Path | None = None,
 ) -> CalibrationSet:
-    """Check clips [T, H, W, 3] and spread the frames evenly over the calibration clips.
+    """Check clips [T, H, W, 3] and captions, and make the graph's inputs of them.
 
-    Raises UsageError if there are too few, one is in both sets, or a shape is not that of `prep`.
+    Where the model scores frame by frame, frames are spread evenly over the calibration clips. A
+    model that sees whole clips gets a few frames of each, and one that reads captions also one
+    caption of each: without padding, whose activations are of no matter. The holdout has clips
+    whole, with all their captions.
+
+    Raises UsageError if there are too few inputs, one is in both sets, or a clip's shape is not
+    that of the model; ModelError for a model that reads captions without its tokenizer.
     """
     kept, held = list(calibration), list(holdout)
+    if spec.prep is not None:
+        _check_clips(kept, held, spec.prep)
+    if spec.text is None:
+        return _of_frames(kept, held, by_frame=spec.frame_scores)
+    if captions is None or tokenizer is None:
+        raise ModelError(f"{spec.name} reads captions: int8 needs some, and its tokenizer")
+    if _sentences(captions.calibration) & _sentences(captions.holdout):
+        raise UsageError("a caption is both in the calibration and in the holdout set")
+    from memcli.tokens import Tokeniser
+
+    tokeniser = Tokeniser(spec.text, tokenizer)
+
+    def feeds(clip: Clip | None, texts: Sequence[str]) -> Feeds:
+        tokens = tokeniser.encode([texts])
+        both: dict[str, npt.NDArray[Any]] = {} if clip is None else {INPUT: clip[None]}
+        return both | {INPUT_IDS: tokens.input_ids, ATTENTION_MASK: tokens.attention_mask}
+
+    firsts = [texts[:1] for texts in captions.calibration]
+    length = min((len(clip) for clip in held), default=0)
+    if spec.prep is None:
+        _check_captions(len(firsts), len(captions.holdout))
+        batches = [feeds(None, texts) for texts in firsts]
+        checks = [feeds(None, texts) for texts in captions.holdout]
+    else:
+        shorter = [clip_of(clip) for clip in kept]
+        batches = [feeds(*pair) for pair in zip(shorter, firsts, strict=True)]
+        whole = [clip[:length] for clip in held]
+        checks = [feeds(*pair) for pair in zip(whole, captions.holdout, strict=True)]
+    return CalibrationSet(tuple(batches), tuple(checks), captions.source)
+
+
+def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> CalibrationSet:
+    length = min(len(clip) for clip in held)
+    if by_frame:
+        pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
+        clips = [pool[at : at + _CLIP_FRAMES] for at in range(0, len(pool), _CLIP_FRAMES)]
+    else:
+        clips = [clip_of(clip) for clip in kept]
+    return CalibrationSet(
+        tuple({INPUT: clip[None]} for clip in clips),
+        tuple({INPUT: clip[None, :length]} for clip in held),
+    )
+
+
+def clip_of(clip: Clip) -> Clip:
+    """A few frames of a clip, from the first to the last."""
+    return spread(clip, _CLIP_FRAMES)
+
+
+def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
     for clip in (*kept, *held):
         if clip.ndim != 4 or clip.shape[1:] != prep.frame_shape() or clip.dtype != np.uint8:
             raise UsageError(
@@ -117,8 +185,19 @@ def make_calibration_set(
             f"not {frames} and {len(held)} with {len(held) * length}",
             next_step="Give more videos: memcli export MODEL --int8 --calibration DIR",
         )
-    pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
-    return CalibrationSet(pool, np.stack([clip[:length] for clip in held]))
+
+
+def _sentences(captions: Iterable[Sequence[str]]) -> set[str]:
+    return {text for texts in captions for text in texts}
+
+
+def _check_captions(kept: int, held: int) -> None:
+    if kept < MIN_CALIBRATION_CAPTIONS or held < MIN_HOLDOUT_CAPTIONS:
+        raise UsageError(
+            f"int8 needs captions of at least {MIN_CALIBRATION_CAPTIONS} videos to calibrate and "
+            f"of {MIN_HOLDOUT_CAPTIONS} others to check, not {kept} and {held}",
+            next_step="Give a file with more captions.",
+        )
 
 
 def spread(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
@@ -128,7 +207,12 @@ def spread(values: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     return picked
 
 
-def split_by_video(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
+def spread_items(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spread from the first to the last."""
+    return [items[place] for place in spread(np.arange(len(items)), count)]
+
+
+def split_by_video(clips: Sequence[T]) -> tuple[list[T], list[T]]:
     """Clips in order of their paths -> those to calibrate with, those to hold out.
 
     Cut once, in the middle: neighbours by name are often versions of the same video, and must not
@@ -136,81 +220,6 @@ def split_by_video(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """
     middle = (len(clips) + 1) // 2
     return list(clips[middle:]), list(clips[:middle])
-
-
-def activation_ranges(
-    model: ModelProto, tensors: Sequence[str], frames: Frames
-) -> dict[str, ActivationRange]:
-    """The range of each activation tensor that has the least squared error after rounding.
-
-    Searched between 0.4 and 1 times the largest magnitude that occurs in the frames.
-    """
-    samples: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in tensors}
-    largest = dict.fromkeys(tensors, 0.0)
-    signed = dict.fromkeys(tensors, False)
-    random = np.random.default_rng(0)
-    for values in _run(expose(model, tensors), spread(frames, MAX_RANGE_FRAMES)):
-        for name in tensors:
-            flat = values[name].reshape(-1)
-            low, high = float(flat.min()), float(flat.max())
-            signed[name] |= low < 0
-            largest[name] = max(largest[name], high, -low)
-            samples[name].append(np.abs(flat[random.integers(0, flat.size, _SAMPLES)]))
-    return {
-        name: best_range(np.concatenate(samples[name]), largest[name], signed=signed[name])
-        for name in tensors
-    }
-
-
-def best_range(
-    magnitudes: npt.NDArray[np.float32], largest: float, *, signed: bool
-) -> ActivationRange:
-    """The clip in [0.4, 1] * largest with the least squared error of rounded `magnitudes`."""
-
-    def error(limits: ActivationRange) -> float:
-        scale = max(limits.clip, 1e-12) / limits.levels
-        rounded = np.minimum(np.round(magnitudes / scale), limits.levels) * scale
-        return float(np.square(rounded - magnitudes).mean())
-
-    return min((ActivationRange(float(r * largest), signed) for r in _RATIOS), key=error)
-
-
-def expose(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
-    """A copy of `model` with more outputs."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    for name in tensors:
-        result.graph.output.append(helper.make_tensor_value_info(name, 1, None))
-    return result
-
-
-def frame_scores(model: ModelProto, frames: Frames, output: str) -> npt.NDArray[np.float64]:
-    """The graph's scores [N] of frames [N, H, W, 3]."""
-    batches = [values[output].reshape(-1) for values in _run(model, frames)]
-    return np.concatenate(batches).astype(np.float64)
-
-
-def _run(model: ModelProto, frames: Frames) -> Iterable[dict[str, npt.NDArray[Any]]]:
-    """Outputs of the graph by name, batch by batch, computed by OpenVINO."""
-    import io
-
-    from memcli.engines.loading import import_runtime, one_line
-
-    ov = import_runtime("openvino")
-    try:
-        core = ov.Core()
-        compiled = core.compile_model(
-            core.read_model(io.BytesIO(model.SerializeToString())),
-            "CPU",
-            {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
-        )
-        names = [value.name for value in model.graph.output]
-        request = compiled.create_infer_request()
-        for start in range(0, len(frames), _BATCH):
-            results = request.infer({INPUT: frames[None, start : start + _BATCH]})
-            yield {name: results[name] for name in names}
-    except RuntimeError as error:
-        raise EngineError(f"openvino cannot run the graph: {one_line(error)}") from error
 
 
 def _digest(clip: Clip) -> bytes:

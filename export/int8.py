@@ -1,11 +1,12 @@
-"""An int8 graph from an fp32 graph: post-training quantisation under accuracy control.
+"""An 8 bit graph from an fp32 graph: post-training quantisation under accuracy control.
 
-1. Fold batch normalisation; choose the range of every activation on real frames.
-2. Sweep: quantise one group of neighbouring layers at a time and measure what it does to the
+1. Fold batch normalisation; choose the range of every activation on real inputs.
+2. Quantise everything that can be. If the calibration inputs agree, that is it.
+3. Sweep: quantise one group of neighbouring layers at a time and measure what it does to the
    scores. Errors of groups are independent to a good approximation, so their squares add up.
-3. Leave the groups that cost most in floating point, as many as the tolerance demands.
-4. Repeat with more groups in floating point until frames of the calibration set agree; the gate
-   on clips that none of this has seen decides.
+4. Leave the groups that cost most in floating point, as many as the tolerance demands.
+5. Repeat with more groups in floating point until the calibration inputs agree; the gate on inputs
+   that none of this has seen decides.
 
 Biases are left alone. Correcting them to the channel means of the fp32 graph, in five steps from
 front to back, made ResMem three times worse (mean |difference| 0.017 on the calibration frames):
@@ -14,38 +15,44 @@ the layers of one step each make up for the same shift.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcli.engines.verify import FRAME_SCORES, Comparison, compare
+from memcli.engines.verify import FRAME_SCORES, INPUT, SCORE, Comparison, compare
 from memcli.errors import ParityError
-from memcli.export.calibration import (
-    CalibrationSet,
-    activation_ranges,
-    frame_scores,
-    spread,
-)
+from memcli.export.calibration import CalibrationSet, spread_items
+from memcli.export.cases import EMBEDDINGS
 from memcli.export.fold import fold_batch_norms
-from memcli.export.parity import gate
-from memcli.export.quantize import ActivationRange, Layer, quantisable_layers, quantise
+from memcli.export.graph_run import expose, run_batches, runs_unsigned, unsigned_error
+from memcli.export.layers import Layer, is_convolutional, make_groups, quantisable_layers
+from memcli.export.parity import cosines, describe, gate
+from memcli.export.quantize import ActivationRange, Scheme, quantise
+from memcli.export.ranges import Method, Statistics, choose_range
+from memcli.export.smooth import smooth
 from memcli.spec import Tolerance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from onnx import ModelProto
 
-    Frames = npt.NDArray[np.uint8]
+    Feeds = Mapping[str, npt.NDArray[Any]]
+    Scores = npt.NDArray[np.float64]
+    Report = Callable[[str], None]
 
-MAX_GROUPS = 16
-_SWEEP_FRAMES = 24
+DEFAULT_METHODS: dict[Scheme, Method] = {"u8s8": "mse", "s8s8": "minmax", "fp8": "minmax"}
+"""By measurement. MiniLM (240 real captions, all layers, smoothed), cosine of embeddings, min and
+mean: minmax 0.9885, 0.9965; mse 0.9841, 0.9960; percentile 0.9801, 0.9953; entropy 0.9820, 0.9930.
+What is left of the largest values after smoothing matters."""
+_RANGE_INPUTS = 48
+"""Frames or captions. Ranges settle early, and every activation of each passes through numpy."""
+_SWEEP_INPUTS = 24
 _MEAN_MARGIN = 0.5
-"""Calibration frames must agree this much better in the mean than the gate demands: the gate's
-clips are others, and their order suffers from errors far smaller than its limit for the mean."""
+"""Calibration inputs must agree this much better in the mean than the gate demands: the gate's
+are others, and their order suffers from errors far smaller than its limit for the mean."""
 _FRAME_SPREAD = 1.5
 """The worst of many frames is allowed to be this much worse than the worst of a few clips, each
 the mean of its frames."""
@@ -57,82 +64,223 @@ class Int8Result:
     """What became of a graph."""
 
     holdout: Comparison
-    """Against the fp32 graph, on clips that had no part in the calibration."""
+    """Against the fp32 graph, on inputs that had no part in the calibration."""
     float_layers: tuple[str, ...]
-    """Convolutions left in floating point because they cost too much accuracy."""
+    """Layers left in floating point because they cost too much accuracy."""
     int8_layers: int
+    scheme: Scheme
+    method: Method
+    inputs: str
+    """What was calibrated and checked with, e.g. `real frames and synthetic captions`."""
+    cosine_min: float | None = None
+    """Of the holdout's embeddings with those of the fp32 graph; None if the graph names none."""
+    cosine_mean: float | None = None
+    signed: Int8Result | None = None
+    """Of the all-signed twin, if one was asked for and the graph is not all-signed itself."""
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What the manifest keeps, as JSON values; that of the graph itself is the last."""
+        own = {
+            **asdict(self.holdout),
+            "frames_of": f"holdout: {self.inputs}",
+            "scheme": self.scheme,
+            "calibration_method": self.method,
+            "int8_layers": self.int8_layers,
+            "float_layers": list(self.float_layers),
+            "cosine_min": self.cosine_min,
+            "cosine_mean": self.cosine_mean,
+        }
+        return [*(self.signed.reports() if self.signed is not None else []), own]
 
 
 def make_int8(
     fp32_graph: Path,
     int8_graph: Path,
-    clips: CalibrationSet,
+    data: CalibrationSet,
     tolerance: Tolerance,
-    report: Callable[[str], None],
+    report: Report,
+    *,
+    method: Method | None = None,
+    scheme: Scheme | None = None,
+    signed_graph: Path | None = None,
 ) -> Int8Result:
-    """Write the int8 graph of `fp32_graph`, with its weights beside it as `model.bin`.
+    """Write the 8 bit graph of `fp32_graph`, with its weights beside it as `model.bin`.
 
-    Takes minutes for a large model. Raises ParityError with the numbers of the holdout clips if
-    the tolerance cannot be met, or if the graph has no convolution to quantise.
+    `scheme` is by default that of the kind of model: `u8s8` for a CNN, for OpenVINO, and `s8s8`
+    for every other, for all runtimes; without OpenVINO here, which alone computes `u8s8` right on a
+    CPU, a CNN has `s8s8`, too, and that is reported. Of a `u8s8` graph an all-signed twin for
+    TensorRT is written to `signed_graph`, which starts from the same choice of layers, if it meets
+    the tolerance, too; else that is reported and `Int8Result.signed` is None.
+
+    Takes minutes for a large model. Raises ParityError with the numbers of the holdout if the
+    tolerance cannot be met, or if the graph has no layer to quantise; MissingDependencyError
+    without OpenVINO for a `u8s8` that was asked for, or without any runtime.
     """
     import onnx
 
+    if scheme == "u8s8" and not runs_unsigned():
+        raise unsigned_error()  # before minutes are spent
+
     model = fold_batch_norms(onnx.load(str(fp32_graph)))
     layers = quantisable_layers(model)
+    if scheme is None:
+        scheme = "u8s8" if is_convolutional(layers) else "s8s8"
+        if scheme == "u8s8" and not runs_unsigned():
+            report("int8: all signed (s8s8): OpenVINO, which the faster u8s8 is for, is not here")
+            scheme = "s8s8"
+    if scheme == "u8s8":  # see memcli.export.quantize; a CNN's linear layers take 1 % of its time
+        layers = [layer for layer in layers if layer.is_conv]
     if not layers:
         raise ParityError("the graph has no layer that int8 would make faster")
-    report(f"int8: ranges of {len(layers)} layers from real frames")
-    ranges = activation_ranges(
-        model, list(dict.fromkeys(layer.input for layer in layers)), clips.frames
-    )
-    exact = frame_scores(model, clips.frames, FRAME_SCORES)
-    groups = make_groups(layers)
-    costs = sweep(model, groups, ranges, clips.frames, exact, report)
-    order = [groups[index] for index in np.argsort(costs)[::-1]]
-    left = first_guess(sorted(costs, reverse=True), _MEAN_MARGIN * tolerance.mean_abs)
-    for _ in range(_ATTEMPTS):
-        chosen = {layer for group in order[left:] for layer in group}
-        quantised = [layer for layer in layers if layer in chosen]
-        report(f"int8: {len(quantised)} layers in int8, {len(layers) - len(quantised)} in float")
-        candidate = quantise(model, quantised, ranges)
-        scores = frame_scores(candidate, clips.frames, FRAME_SCORES)
-        seen = compare(scores[:, None], exact[:, None], for_frames(tolerance))
-        report(f"int8: calibration frames: {seen.numbers()}")
-        more = min(max(left + 1, round(left * 1.5)), len(order) - 1)
-        if seen.passed or more == left:
-            break
-        left = more
-    holdout = gate(
-        clip_scores(candidate, clips.holdout),
-        clip_scores(model, clips.holdout),
-        tolerance,
-        what="the int8 graph",
-    )
-    report(f"int8: holdout clips: {holdout.numbers()}")
-    save(candidate, int8_graph)
-    kept = tuple(layer.name for layer in layers if layer not in chosen)
-    return Int8Result(holdout, kept, len(quantised))
+    search = _Search(model, layers, data, tolerance, method or DEFAULT_METHODS[scheme], report)
+    result = search.make(scheme, int8_graph)
+    if scheme != "u8s8" or signed_graph is None:
+        return result
+    try:
+        return replace(result, signed=search.make("s8s8", signed_graph))
+    except ParityError as error:
+        report(f"int8: no graph for TensorRT, which wants everything signed: {error.what}")
+        return result
 
 
-def make_groups(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """At most 16 runs of neighbouring layers, of nearly equal length."""
-    bounds = np.linspace(0, len(layers), min(len(layers), MAX_GROUPS) + 1).round().astype(int)
-    return [list(layers[a:b]) for a, b in itertools.pairwise(bounds)]
+class _Search:
+    """The choice of layers for one model; what a scheme found out helps the next."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        layers: Sequence[Layer],
+        data: CalibrationSet,
+        tolerance: Tolerance,
+        method: Method,
+        report: Report,
+    ):
+        self._exact_model = model
+        self._output = _output(model)
+        self._data = data
+        self._tolerance = tolerance
+        self._method = method
+        self._report = report
+        report(f"int8: ranges of {len(layers)} layers from {_inputs(data)}")
+        some = spread_items(data.batches, _batches(data.batches, _RANGE_INPUTS))
+        self._model, self._layers = smooth(model, layers, some)
+        names = list(dict.fromkeys(layer.input for layer in self._layers))
+        self._statistics = collect(self._model, names, some, method)
+        self._inner = [name for name in EMBEDDINGS if _gives(model, name)]
+        self._exact = observe(model, data.batches, self._output, self._inner)
+        self._order: list[list[Layer]] = []
+        self._costs: list[float] = []
+        self._left = 0
+
+    def make(self, scheme: Scheme, target: Path) -> Int8Result:
+        """Write the graph to `target`. Raises ParityError."""
+        ranges = {
+            name: choose_range(one, self._method, scheme) for name, one in self._statistics.items()
+        }
+        candidate, quantised, close = self._try(scheme, ranges)
+        if not close and not self._order:
+            self._sweep(scheme, ranges)
+            target_mean = _MEAN_MARGIN * self._tolerance.mean_abs
+            self._left = max(1, first_guess(self._costs, target_mean))
+            self._left = min(self._left, len(self._order) - 1)
+        for _ in range(_ATTEMPTS):
+            if close or not self._order:
+                break
+            candidate, quantised, close = self._try(scheme, ranges)
+            more = min(max(self._left + 1, round(self._left * 1.5)), len(self._order) - 1)
+            if close or more == self._left:
+                break
+            self._left = more
+        return self._finish(candidate, quantised, scheme, target)
+
+    def _try(
+        self, scheme: Scheme, ranges: Mapping[str, ActivationRange]
+    ) -> tuple[ModelProto, list[Layer], bool]:
+        """The graph with the costliest groups in float, and whether it is close enough."""
+        floats = {layer for group in self._order[: self._left] for layer in group}
+        quantised = [layer for layer in self._layers if layer not in floats]
+        self._report(f"int8: {len(quantised)} layers in 8 bits ({scheme}), {len(floats)} in float")
+        candidate = quantise(self._model, quantised, ranges, scheme)
+        found = observe(candidate, self._data.batches, self._output, self._inner)
+        limits = for_calibration(self._tolerance, by_frame=self._output == FRAME_SCORES)
+        scores, exact = np.concatenate(found.rows), np.concatenate(self._exact.rows)
+        seen = compare(scores[:, None], exact[:, None], limits)
+        angles = found.cosines(self._exact)
+        self._report(f"int8: calibration inputs: {seen.numbers()}{_told(angles)}")
+        return candidate, quantised, seen.passed and _close(angles, self._tolerance)
+
+    def _sweep(self, scheme: Scheme, ranges: Mapping[str, ActivationRange]) -> None:
+        groups = make_groups(self._layers)
+        count = _batches(self._data.batches, _SWEEP_INPUTS)
+        costs = sweep(
+            self._model,
+            groups,
+            ranges,
+            spread_items(self._data.batches, count),
+            scheme,
+            self._report,
+        )
+        self._order = [groups[index] for index in np.argsort(costs)[::-1]]
+        self._costs = sorted(costs, reverse=True)
+
+    def _finish(
+        self, candidate: ModelProto, quantised: Sequence[Layer], scheme: Scheme, target: Path
+    ) -> Int8Result:
+        found = observe(candidate, self._data.holdout, self._output, self._inner)
+        wanted = observe(self._exact_model, self._data.holdout, self._output, self._inner)
+        holdout = gate(
+            np.stack(found.rows),
+            np.stack(wanted.rows),
+            self._tolerance,
+            what=f"the {scheme} graph",
+            clip_scores=found.clips,
+        )
+        angles = found.cosines(wanted)
+        self._report(f"int8: holdout: {holdout.numbers()}{_told(angles)}")
+        if not _close(angles, self._tolerance):
+            raise ParityError(
+                f"the {scheme} graph misses its tolerance: {holdout.numbers()}{_told(angles)}",
+                next_step=f"Allowed: {describe(self._tolerance)}. Nothing was changed.",
+            )
+        save(candidate, target)
+        names = {layer.name for layer in quantised}
+        return Int8Result(
+            holdout=holdout,
+            float_layers=tuple(one.name for one in self._layers if one.name not in names),
+            int8_layers=len(quantised),
+            scheme=scheme,
+            method=self._method,
+            inputs=_inputs(self._data),
+            cosine_min=float(angles.min()) if angles.size else None,
+            cosine_mean=float(angles.mean()) if angles.size else None,
+        )
+
+
+def collect(
+    model: ModelProto, tensors: Sequence[str], batches: Sequence[Feeds], method: Method
+) -> dict[str, Statistics]:
+    """What real inputs make of activation tensors."""
+    found = {name: Statistics() for name in tensors}
+    for values in run_batches(expose(model, tensors), batches):
+        for name in tensors:
+            found[name].add(values[name], method)
+    return found
 
 
 def sweep(
     model: ModelProto,
     groups: Sequence[Sequence[Layer]],
-    ranges: dict[str, ActivationRange],
-    frames: Frames,
-    exact: npt.NDArray[np.float64],
-    report: Callable[[str], None],
+    ranges: Mapping[str, ActivationRange],
+    batches: Sequence[Feeds],
+    scheme: Scheme,
+    report: Report,
 ) -> list[float]:
-    """Root mean square error of the frame scores when only one group is in int8."""
-    seen, wanted = spread(frames, _SWEEP_FRAMES), spread(exact, _SWEEP_FRAMES)
+    """Root mean square error of the scores when only one group is in 8 bits."""
+    output = _output(model)
+    wanted = scores_of(model, batches, output)
     costs = []
     for index, group in enumerate(groups):
-        scores = frame_scores(quantise(model, group, ranges), seen, FRAME_SCORES)
+        scores = scores_of(quantise(model, group, ranges, scheme), batches, output)
         costs.append(float(np.sqrt(np.square(scores - wanted).mean())))
         report(
             f"int8: group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
@@ -153,20 +301,87 @@ def first_guess(costs: Sequence[float], target: float) -> int:
     return len(costs) - 1
 
 
-def clip_scores(model: ModelProto, clips: Frames) -> npt.NDArray[np.float64]:
-    """Frame scores [clips, T] of clips [clips, T, H, W, 3]."""
-    count, length = clips.shape[:2]
-    frames = clips.reshape(count * length, *clips.shape[2:])
-    return frame_scores(model, frames, FRAME_SCORES).reshape(count, length)
+def scores_of(model: ModelProto, batches: Sequence[Feeds], output: str) -> Scores:
+    """The graph's scores of frames, or of clips, one after the other: [N]."""
+    found = [values[output].reshape(-1) for values in run_batches(model, batches)]
+    return np.concatenate(found).astype(np.float64)
 
 
-def for_frames(tolerance: Tolerance) -> Tolerance:
-    """What single calibration frames must keep, from what the gate demands of clips."""
-    return replace(
-        tolerance,
-        mean_abs=tolerance.mean_abs * _MEAN_MARGIN,
-        max_abs=tolerance.max_abs * _FRAME_SPREAD,
-    )
+@dataclass(frozen=True)
+class Observed:
+    """What a graph gives for batches of one clip each."""
+
+    rows: list[Scores]
+    """By clip its scores of frames [T], or its score [1] where the graph gives none of frames."""
+    clips: Scores
+    """Scores of clips, [clips]."""
+    inner: dict[str, npt.NDArray[Any]]
+    """Embeddings [N, D] by name."""
+
+    def cosines(self, exact: Observed) -> npt.NDArray[np.float64]:
+        """Of all embeddings with those of another graph, [M]."""
+        angles = [cosines(self.inner[name], exact.inner[name]) for name in self.inner]
+        return np.concatenate(angles) if angles else np.empty(0)
+
+
+def observe(
+    model: ModelProto, clips: Sequence[Feeds], output: str, inner: Sequence[str]
+) -> Observed:
+    """Run clips one by one; `output` gives the rows, and `inner` names values to look at."""
+    rows: list[Scores] = []
+    scores = []
+    values: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in inner}
+    for found in run_batches(expose(model, inner), clips):
+        rows.append(found[output].reshape(-1).astype(np.float64))
+        scores.append(found[SCORE].reshape(-1).astype(np.float64))
+        for name in inner:
+            values[name].append(found[name].reshape(-1, found[name].shape[-1]))
+    joined = {name: np.concatenate(parts) for name, parts in values.items()}
+    return Observed(rows, np.concatenate(scores), joined)
+
+
+def _close(angles: npt.NDArray[np.float64], tolerance: Tolerance) -> bool:
+    return tolerance.min_cosine is None or not angles.size or angles.min() >= tolerance.min_cosine
+
+
+def _told(angles: npt.NDArray[np.float64]) -> str:
+    if not angles.size:
+        return ""
+    return f", cosine min {angles.min():.5f} and mean {angles.mean():.5f}"
+
+
+def for_calibration(tolerance: Tolerance, *, by_frame: bool) -> Tolerance:
+    """What calibration inputs must keep, from what the gate demands of clips.
+
+    Frames vary more than clips do, and their worst may; of clips there are few, and their order
+    must have a margin.
+    """
+    mean = tolerance.mean_abs * _MEAN_MARGIN
+    if by_frame:
+        return replace(tolerance, mean_abs=mean, max_abs=tolerance.max_abs * _FRAME_SPREAD)
+    srcc = tolerance.min_srcc
+    margin = None if srcc is None else 1 - (1 - srcc) * _MEAN_MARGIN
+    return replace(tolerance, mean_abs=mean, min_srcc=margin)
+
+
+def _output(model: ModelProto) -> str:
+    """Scores of frames where the graph gives them, else of clips."""
+    return FRAME_SCORES if FRAME_SCORES in {one.name for one in model.graph.output} else SCORE
+
+
+def _gives(model: ModelProto, name: str) -> bool:
+    return any(name in node.output for node in model.graph.node)
+
+
+def _batches(batches: Sequence[Feeds], inputs: int) -> int:
+    """Batches to take for some number of frames or captions, but a dozen at least."""
+    each = max(int(np.prod(next(iter(feeds.values())).shape[:2])) for feeds in batches)
+    return max(inputs // each, 12)
+
+
+def _inputs(data: CalibrationSet) -> str:
+    frames = ["real frames"] if INPUT in data.batches[0] else []
+    return " and ".join([*frames, *([data.captions] if data.captions else [])])
 
 
 def save(model: ModelProto, graph: Path) -> None:

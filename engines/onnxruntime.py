@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from memcli.closing import Closeable
+from memcli.engines import ort_cuda
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.loading import GPU_INSTALL, check_feeds, graph_facts, import_runtime, one_line
+from memcli.engines.ort_buffers import DeviceRunner
 from memcli.errors import DeviceError, EngineError
 
 if TYPE_CHECKING:
@@ -32,11 +34,17 @@ _SEVERITY_ERROR = 3
 class OnnxRuntimeEngine(Closeable):
     """A session on one device. Made by `open_onnxruntime`."""
 
-    def __init__(self, session: Any, description: EngineDescription):
+    def __init__(
+        self,
+        session: Any,
+        description: EngineDescription,
+        runner: DeviceRunner | None = None,
+    ):
+        """`runner` executes the session through buffers on a GPU; None: on the CPU."""
         self._session = session
         self._description = description
-        self._inputs = tuple(_tensor(value) for value in session.get_inputs())
-        self._outputs = tuple(_tensor(value) for value in session.get_outputs())
+        self._runner = runner
+        self._inputs, self._outputs = _tensors(session)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -52,9 +60,11 @@ class OnnxRuntimeEngine(Closeable):
         check_feeds(feeds, self._inputs)
         names = [output.name for output in self._outputs]
         try:
+            if self._runner is not None:
+                return self._runner.run(feeds)
             values = session.run(names, dict(feeds))
         except Exception as error:  # ORT's exceptions share no public base but Exception
-            raise EngineError(f"onnxruntime cannot run the graph: {one_line(error)}") from error
+            raise ort_cuda.run_error(error, feeds) from error
         return dict(zip(names, values, strict=True))
 
     def describe(self) -> EngineDescription:
@@ -62,7 +72,9 @@ class OnnxRuntimeEngine(Closeable):
 
     def close(self) -> None:
         """Free the session; a later `run` raises EngineError."""
-        self._session = None
+        if self._runner is not None:
+            self._runner.close()
+        self._session = self._runner = None
 
     def _open(self) -> Any:
         if self._session is None:
@@ -93,27 +105,31 @@ def open_onnxruntime(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
-    try:
-        session = ort.InferenceSession(str(graph), options, providers=providers)
-    except Exception as error:  # as in run
-        raise EngineError(
-            f"onnxruntime cannot load the graph: {one_line(error)}", where=str(graph)
-        ) from error
-    if device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
-        raise DeviceError(
-            "onnxruntime could not start CUDA and would have run on the CPU",
-            where=device,
-            next_step="Check the NVIDIA driver and the CUDA libraries: memcli doctor",
-        )
+    runner = None
+    used: str = "int8+fp32" if facts.is_quantised else precision
+    if device == "cpu":
+        try:
+            session = ort.InferenceSession(str(graph), options, providers=providers)
+        except Exception as error:  # as in run
+            raise EngineError(
+                f"onnxruntime cannot load the graph: {one_line(error)}", where=str(graph)
+            ) from error
+    else:
+        device_id = providers[0][1]["device_id"]
+        session, records = ort_cuda.open_session(ort, graph, options, device_id)
+        runner = DeviceRunner(ort, session, device_id, *_tensors(session), records=records)
+        if facts.is_quantised:
+            used = "int8 as float"  # it rounds to int8, but has no int8 kernels for what follows
     return OnnxRuntimeEngine(
         session,
         EngineDescription(
             engine="onnxruntime",
             version=ort.__version__,
             device=device,
-            precision="int8+fp32" if facts.is_quantised else precision,
+            precision=used,
             threads=threads if device == "cpu" else None,
         ),
+        runner,
     )
 
 
@@ -127,9 +143,10 @@ def _check_cpu(precision: Precision, quantised_to: frozenset[str], graph: Path) 
             next_step="Use --engine openvino, or quantise again: memcli export MODEL --int8",
         )
     if precision in ("fp16", "bf16"):
+        other = ", or --engine openvino where the CPU has bf16" if precision == "bf16" else ""
         raise EngineError(
             f"onnxruntime does not compute in {precision} on a CPU",
-            next_step="Use --precision fp32, or --engine openvino where the CPU has bf16",
+            next_step=f"Use --precision fp32{other}",
         )
 
 
@@ -148,6 +165,12 @@ def execution_providers(ort: ModuleType, device: str) -> list[Any]:
             next_step=f"pip uninstall onnxruntime\nthen {GPU_INSTALL}",
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)})]
+
+
+def _tensors(session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a session."""
+    inputs = tuple(_tensor(value) for value in session.get_inputs())
+    return inputs, tuple(_tensor(value) for value in session.get_outputs())
 
 
 def _tensor(value: Any) -> TensorSpec:

@@ -162,6 +162,8 @@ def opening_lines(summary: Summary) -> list[str]:
         f"  {summary.reason}",
         f"  weights: {summary.weights_license}",
     ]
+    if summary.decoder_reason:
+        lines.append(f"  decoder: {summary.decoder} ({summary.decoder_reason})")
     if summary.resumed:
         failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
         lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
@@ -181,6 +183,8 @@ def closing_lines(summary: Summary) -> list[str]:
             f"bottleneck: {summary.bottleneck} (engine busy {summary.engine_busy_s:.1f} s,"
             f" decoding {summary.decode_busy_s:.1f} s over {plural(summary.workers, 'worker')})"
         )
+    if summary.decoder == "nvdec" and (on_cpu := summary.decoded_by.get("cpu")):
+        lines.append(f"decoder: {plural(on_cpu, 'video')} on the CPU, which NVDEC does not take")
     if summary.failures:
         lines.append("failed:")
         lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]

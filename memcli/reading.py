@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memcli.engines.base import Array
     from memcli.tokens import TokenBatch, Tokeniser
     from memcli.video import Clip
+    from memcli.video.nvdec import Nvdec
 
     Tokens = npt.NDArray[np.int64]
 
@@ -47,6 +48,8 @@ class Reader:
         self._sampling: Sampling = sampling
         self._tokeniser = tokeniser
         self._captions = captions
+        self.nvdec: Nvdec | None = None
+        """Decodes the videos that it takes; None: the CPU decodes all."""
         self.captions_cut = 0
         """Captions so far that were longer than the model takes."""
 
@@ -69,6 +72,7 @@ class Reader:
             sampling=self._sampling,
             deadline=deadline,
             cancelled=cancelled,
+            nvdec=self.nvdec,
         )
         return Prepared(clip, captions, tokens)
 

@@ -50,6 +50,8 @@ class Row:
     error_code: str | None = None
     error: str | None = None
     """Why it failed, or what is damaged in a partial one."""
+    decoder: str | None = None
+    """What decoded it: cpu or nvdec; None if nothing was decoded."""
     decode_ms: float | None = None
     infer_ms: float | None = None
     frame_times_s: list[float] | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from memcli.captions import CaptionSource
 from memcli.closing import Closeable
+from memcli.decoding import DECODERS, DecoderChoice, Decoding, ProbeRequest, choose_decoder
 from memcli.engines.loading import usable_cpus
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
@@ -49,6 +50,8 @@ class ScoreSettings:
     """For models that read them."""
     sampling: Sampling = "exact"
     curve: bool = False
+    decoder: DecoderChoice = "auto"
+    """Takes effect with `Scorer.choose_decoder`."""
     engine: EngineName | Literal["auto"] = "auto"
     device: str = "auto"
     precision: Precision | Literal["auto"] = "auto"
@@ -65,6 +68,8 @@ class ScoreSettings:
         """Raises UsageError for numbers that make no sense, before anything is opened."""
         if self.frames is not None and not 1 <= self.frames <= MAX_FRAMES:
             raise UsageError(f"{self.frames} frames per video; from 1 to {MAX_FRAMES} are possible")
+        if self.decoder not in DECODERS:
+            raise UsageError(f"no decoder {self.decoder!r}: choose {', '.join(DECODERS)}")
         for name in ("threads", "batch_size", "workers", "file_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -107,6 +112,7 @@ class ScoredClip:
     height: int | None = None
     frames_used: int | None = None
     damage: str | None = None
+    decoder: str | None = None
 
 
 @dataclass
@@ -145,6 +151,28 @@ class Scorer(Closeable):
         cores = usable_cpus()
         self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
         self.stats = Stats(workers=self.workers)
+        self.decoding = Decoding(None, "not chosen")
+
+    def choose_decoder(self, paths: Callable[[], Sequence[str]]) -> Decoding:
+        """Decide what decodes, as the settings ask for; until then it is the CPU.
+
+        `paths` gives the first videos of the run; `auto` decodes them on CPU and GPU, where there
+        is one, which may take some seconds. Raises UsageError, DeviceError or
+        MissingDependencyError where the decoder asked for cannot be had.
+        """
+        prep = self.bundle.prep
+        request = None
+        if prep is not None:
+            sampling = self.settings.sampling
+            request = ProbeRequest(prep, self.frames, sampling, self.workers)
+        device = self.description.device
+        self.use(choose_decoder(self.settings.decoder, request, device=device, paths=paths))
+        return self.decoding
+
+    def use(self, decoding: Decoding) -> None:
+        """Decode with this from now on."""
+        self.decoding = decoding
+        self._reader.nvdec = decoding.nvdec
 
     @property
     def captions_cut(self) -> int:
@@ -246,6 +274,7 @@ class Scorer(Closeable):
             width=result.width,
             height=result.height,
             frames_used=result.frames_used,
+            decoder=result.decoder,
             caption=_joined(result.captions),
             error_code="damaged" if result.damage else None,
             error=printable(result.damage) if result.damage else None,
@@ -297,4 +326,5 @@ def _scored(
         height=clip.info.height,
         frames_used=clip.frames_used,
         damage=clip.damage,
+        decoder=clip.decoder,
     )

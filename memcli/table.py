@@ -45,6 +45,9 @@ class Summary:
     engine: str
     reason: str
     """Why this engine."""
+    decoder: str
+    decoder_reason: str
+    """Why this decoder."""
     weights_license: str
     license_note: str
     total: int
@@ -67,6 +70,8 @@ class Summary:
     bottleneck: str | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of the first failures."""
+    decoded_by: dict[str, int] = field(default_factory=dict)
+    """Videos of this run by what decoded them: `cpu`, `nvdec`."""
     captions_cut: int = 0
     """Captions that were longer than the model takes."""
     interrupted: bool = False
@@ -96,6 +101,8 @@ class Summary:
             self.partial += 1
         else:
             self.failed += 1
+        if row.decoder is not None:
+            self.decoded_by[row.decoder] = self.decoded_by.get(row.decoder, 0) + 1
         if row.status == "failed" and len(self.failures) < LISTED_FAILURES:
             self.failures.append((row.path, row.error or ""))
 
@@ -147,6 +154,7 @@ def score_to_table(
             finished = journal.finished(source.key, retry_failed=options.retry_failed)
             (kept if finished else pending).append(source)
         failed = sum(journal.failed(source.key) for source in kept)
+        scorer.choose_decoder(lambda: [source.path for source in pending])
         summary = _new_summary(scorer, options, sources, len(kept), failed)
         progress.begin(summary)
         try:
@@ -231,6 +239,8 @@ def _new_summary(
         bundle=scorer.bundle.label(scorer.selection.variant),
         engine=str(scorer.description),
         reason=scorer.selection.reason,
+        decoder=scorer.decoding.name,
+        decoder_reason=scorer.decoding.reason,
         weights_license=scorer.bundle.license,
         license_note=scorer.bundle.spec.license_note,
         total=len(sources.items),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from memcli.commands.options import engine_options, json_option
+from memcli.decoding import DECODERS, DecoderChoice
 from memcli.errors import UsageError
 from memcli.spec import SAMPLINGS, Sampling
 
@@ -42,6 +43,13 @@ DEFAULT_OUTPUT = "scores.csv"
     metavar="FILE",
     help="Captions for models that read them: CSV, TSV or JSON lines with a path (or file name) and"
     " a caption.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default="auto",
+    show_default=True,
+    help="What decodes videos; auto tries the CPU and the GPU's NVDEC on the first ones.",
 )
 @click.option("--curve", is_flag=True, help="Also write the score of every sampled frame.")
 @click.option(
@@ -81,6 +89,7 @@ def command(
     frames: int | None,
     sampling: Sampling,
     captions: Path | None,
+    decoder: DecoderChoice,
     curve: bool,
     batch_size: int | None,
     workers: int | None,
@@ -123,6 +132,7 @@ def command(
         frames=frames,
         sampling=sampling,
         captions=None if captions is None else read_captions(captions),
+        decoder=decoder,
         curve=curve,
         batch_size=batch_size,
         workers=workers,

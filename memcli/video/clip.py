@@ -15,6 +15,7 @@ from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
 from memcli.video.extent import missing_end, missing_frames
 from memcli.video.files import open_descriptor, unchanged
+from memcli.video.nvdec import NotForNvdecError, Nvdec
 from memcli.video.sampling import check_count, shown_at
 from memcli.video.source import OpenVideo, is_encrypted, open_video
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
@@ -33,6 +34,7 @@ def read_clip(
     deadline: float | None = None,
     cancelled: Callable[[], bool] | None = None,
     limits: DecodeLimits = _DEFAULT_LIMITS,
+    nvdec: Nvdec | None = None,
 ) -> Clip:
     """The frames of a video that a model looks at, prepared for it.
 
@@ -56,7 +58,7 @@ def read_clip(
             if sampling == "keyframe":
                 clip = keyframes.read(fd, lambda: ClipBuilder(prep, count, limits), limits, guard)
             if clip is None:
-                clip = _read_exact(fd, prep, count, threads, limits, guard)
+                clip = _read_exact(fd, prep, count, threads, limits, guard, nvdec)
             lost = [missing_end(fd, guard), clip.damage]
             return replace(clip, damage="; ".join(filter(None, lost)) or None)
     except VideoError as error:
@@ -65,20 +67,30 @@ def read_clip(
 
 
 def _read_exact(
-    fd: int, prep: FramePrep, count: int, threads: int, limits: DecodeLimits, guard: Guard
+    fd: int,
+    prep: FramePrep,
+    count: int,
+    threads: int,
+    limits: DecodeLimits,
+    guard: Guard,
+    nvdec: Nvdec | None,
 ) -> Clip:
+    refused = False
     with open_video(fd, limits, guard, threads) as video:
         packets = scan(video, limits, guard)
         if video.container.format.name in ("gif", "apng") and sum(packets.shown) == 1:
             raise VideoError(VideoErrorCode.IMAGE, "a picture, not a video")
         timeline = _trusted_timeline(video, packets, guard)
         if timeline is not None:
+            builder = ClipBuilder(prep, count, limits)
             try:
-                return _read_targets(
-                    video, packets, timeline, ClipBuilder(prep, count, limits), guard
-                )
+                return _read_targets(video, packets, timeline, builder, guard, nvdec)
             except gops.PlanFailedError:
                 pass  # decided below by what really decodes
+            except NotForNvdecError:
+                refused = True
+    if refused:  # packets that were fed are used up, so from the start
+        return _read_exact(fd, prep, count, threads, limits, guard, None)
     return _read_whole(fd, ClipBuilder(prep, count, limits), limits, guard)
 
 
@@ -106,6 +118,7 @@ def _read_targets(
     timeline: Timeline,
     builder: ClipBuilder,
     guard: Guard,
+    nvdec: Nvdec | None,
 ) -> Clip:
     instants = builder.instants(timeline.begin, timeline.starts[-1], timeline.end)
     shown = shown_at(timeline.starts, instants)
@@ -119,10 +132,12 @@ def _read_targets(
     def deliver(number: int, frame: av.VideoFrame) -> None:
         builder.put(frame, slots[number], video)
 
-    gops.decode_targets(video, packets, targets, deliver, guard)
+    decode = gops.decode_targets if nvdec is None else nvdec.decode_targets
+    decode(video, packets, targets, deliver, guard)
     ticks = [timeline.starts[place] - timeline.begin for place in shown]
     length = timeline.end - timeline.begin
-    return builder.clip(ticks, length, video.stream.time_base, missing_frames(video))
+    clip = builder.clip(ticks, length, video.stream.time_base, missing_frames(video))
+    return clip if nvdec is None else replace(clip, decoder=nvdec.name)
 
 
 def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip:

@@ -48,7 +48,7 @@ def decode_targets(
     if not video.probed and context.name == "h264":
         # Too small a depth loses frames, too large a one only holds them back longer.
         context.reorder_depth = max(context.reorder_depth, reorder_depth(packets.pts))
-    reader = _Reader(video, packets)
+    reader = PacketReader(video, packets)
     by_time = {pts: number for number, pts in targets.items()}
     if len(by_time) != len(targets):
         raise PlanFailedError("two frames with one timestamp")
@@ -69,7 +69,7 @@ def decode_targets(
 
     try:
         for target in sorted(targets):
-            start = _start_of(target, keys, packets.pts)
+            start = start_of(target, keys, packets.pts)
             if position < 0 or start > position:
                 if position >= 0:
                     take(context.decode(None))
@@ -119,7 +119,7 @@ def first_delivered(
     of them can be shown. None where that stays unclear.
     """
     context = video.stream.codec_context
-    reader = _Reader(video, packets)
+    reader = PacketReader(video, packets)
     seen: set[int] = set()
     try:
         reader.seek(0)
@@ -140,7 +140,7 @@ def first_delivered(
     return None
 
 
-def _start_of(target: int, keys: list[int], pts: list[int | None]) -> int:
+def start_of(target: int, keys: list[int], pts: list[int | None]) -> int:
     """The packet to start at: the last key frame that is decoded and shown before the target.
 
     A frame shown before the key frame it follows in decoding order (open GOP) may refer to the
@@ -182,7 +182,7 @@ def _can_drop(context: VideoCodecContext) -> bool:
     )
 
 
-class _Reader:
+class PacketReader:
     """The packets from a given one on, from memory or else from the file."""
 
     def __init__(self, video: OpenVideo, packets: Packets):

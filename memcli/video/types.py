@@ -52,6 +52,8 @@ class Clip:
     frames_used: int
     """Distinct source frames among the T shown."""
     damage: str | None
+    decoder: str = "cpu"
+    """What decoded it: `cpu` or `nvdec`."""
 
 
 @dataclass(frozen=True)

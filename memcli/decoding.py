@@ -1,0 +1,203 @@
+"""Which decoder reads the videos of a run: the CPU's, or a GPU's NVDEC where that is faster.
+
+`auto` measures: it decodes the first clips both ways, with as many workers as the run will have,
+and says what it found. Either way NVDEC is used only after it gave the same frames as the CPU, byte
+for byte, on this machine and for clips of this run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from memcli.errors import DeviceError, MemcliError, UsageError, VideoError
+from memcli.spec import FramePrep, Sampling
+
+if TYPE_CHECKING:
+    from memcli.video import Clip
+    from memcli.video.nvdec import Nvdec
+
+DecoderChoice = Literal["auto", "cpu", "nvdec"]
+DECODERS: tuple[DecoderChoice, ...] = get_args(DecoderChoice)
+PROBE_CLIPS = 8
+"""How many of the first videos are decoded both ways."""
+_PROBE_S = 10.0
+"""A video that takes longer says nothing for less: it is left out of the probe."""
+_JETSON_FILES = ("etc/nv_tegra_release", "proc/device-tree/model")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What decodes, and why."""
+
+    nvdec: Nvdec | None
+    """None: the CPU."""
+    reason: str
+    """One line for people."""
+
+    @property
+    def name(self) -> str:
+        return "cpu" if self.nvdec is None else self.nvdec.name
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What a run will decode, and how."""
+
+    prep: FramePrep
+    frames: int
+    sampling: Sampling
+    workers: int
+
+
+def choose_decoder(
+    choice: DecoderChoice,
+    request: ProbeRequest | None,
+    *,
+    device: str,
+    paths: Callable[[], Sequence[str]],
+    root: Path = Path("/"),
+) -> Decoding:
+    """The decoder of a run. `request` of None: the model looks at no frames.
+
+    `device` is the engine's: on `cuda:N` the same GPU decodes. `paths` gives the first videos; it
+    is asked only where there is something to measure.
+
+    Raises UsageError, DeviceError or MissingDependencyError where `nvdec` was asked for and cannot
+    be had. `auto` is then the CPU, and its reason says why if the engine is on a GPU.
+    """
+    if request is None:
+        return Decoding(None, "the model looks at no frames")
+    if choice == "cpu":
+        return Decoding(None, "as asked")
+    try:
+        nvdec = _open_nvdec(request, device, root)
+    except MemcliError as error:
+        if choice == "nvdec":
+            raise
+        # A machine without a GPU has no choice of which it would have to be told.
+        return Decoding(None, "" if device == "cpu" else error.what)
+    found = probe(nvdec, request, list(paths())[:PROBE_CLIPS])
+    if found.differs is not None:
+        reason = f"NVDEC gives other frames than the CPU for {Path(found.differs).name}"
+        if choice == "nvdec":
+            raise DeviceError(reason, where=found.differs, next_step="Use --decoder cpu")
+        return Decoding(None, reason)
+    if choice == "nvdec":
+        return Decoding(nvdec, f"as asked; {found.checked()}")
+    if not found.clips:
+        return Decoding(None, "NVDEC takes none of the first videos")
+    nvdec_is_faster = found.nvdec_s < found.cpu_s
+    return Decoding(nvdec if nvdec_is_faster else None, found.speeds())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What decoding the first videos both ways found."""
+
+    clips: int
+    """Videos that both decoded."""
+    cpu_s: float = 0.0
+    nvdec_s: float = 0.0
+    differs: str | None = None
+    """A video whose frames are not the same."""
+
+    def checked(self) -> str:
+        """What was compared."""
+        if not self.clips:
+            return "NVDEC takes none of the first videos, which the CPU decodes"
+        return f"the same frames as the CPU for the first {self.clips} videos"
+
+    def speeds(self) -> str:
+        """What was measured."""
+        ahead, behind = sorted([(self.cpu_s, "CPU"), (self.nvdec_s, "NVDEC")])
+        rates = [f"{self.clips / max(seconds, 1e-9):.1f}" for seconds, _ in (ahead, behind)]
+        return (
+            f"{ahead[1]} decoded {rates[0]} videos/s and {behind[1]} {rates[1]}"
+            f" of the first {self.clips}"
+        )
+
+
+def probe(nvdec: Nvdec, request: ProbeRequest, paths: Sequence[str]) -> Probe:
+    """Decode `paths` both ways, compare the frames, and time those that NVDEC takes.
+
+    The first round on NVDEC is not timed: it starts the GPU and makes the decoders that later files
+    use again. Videos that do not decode say nothing here; the run will say why.
+    """
+    with ThreadPoolExecutor(request.workers) as pool:
+        first, _ = _round(pool, request, paths, nvdec)
+        taken = [path for path, clip in zip(paths, first, strict=True) if _is_nvdec(clip)]
+        on_cpu, cpu_s = _round(pool, request, taken, None)
+        again, nvdec_s = _round(pool, request, taken, nvdec)
+    same = 0
+    for path, ours, theirs in zip(taken, on_cpu, again, strict=True):
+        if ours is None or theirs is None:
+            continue
+        if not _is_same(ours, theirs):
+            return Probe(same, cpu_s, nvdec_s, differs=path)
+        same += 1
+    return Probe(same, cpu_s, nvdec_s)
+
+
+def _round(
+    pool: ThreadPoolExecutor, request: ProbeRequest, paths: Sequence[str], nvdec: Nvdec | None
+) -> tuple[list[Clip | None], float]:
+    from memcli.video import read_clip
+
+    def read(path: str) -> Clip | None:
+        try:
+            return read_clip(
+                path,
+                request.prep,
+                frames=request.frames,
+                sampling=request.sampling,
+                deadline=time.monotonic() + _PROBE_S,
+                nvdec=nvdec,
+            )
+        except VideoError:
+            return None
+
+    started = time.perf_counter()
+    clips = list(pool.map(read, paths))
+    return clips, time.perf_counter() - started
+
+
+def _is_nvdec(clip: Clip | None) -> bool:
+    return clip is not None and clip.decoder == "nvdec"
+
+
+def _is_same(ours: Clip, theirs: Clip) -> bool:
+    import numpy as np
+
+    return np.array_equal(ours.frames, theirs.frames) and np.array_equal(
+        ours.times_s, theirs.times_s
+    )
+
+
+def _open_nvdec(request: ProbeRequest, device: str, root: Path) -> Nvdec:
+    if request.sampling == "keyframe":
+        raise UsageError(
+            "key frames alone are decoded on the CPU", next_step="Leave out --decoder nvdec"
+        )
+    if is_jetson(root):
+        raise DeviceError(
+            "on a Jetson videos are decoded on the CPU: its NVDEC is not the Video Codec SDK's",
+            next_step="Use --decoder cpu",
+        )
+    from memcli.video.nvdec import Nvdec
+
+    index = device.partition(":")[2]
+    return Nvdec(int(index) if index.isdigit() else 0)
+
+
+def is_jetson(root: Path = Path("/")) -> bool:
+    """Whether this is one of NVIDIA's boards with a shared memory and a decoder of its own."""
+    release, model = (root / name for name in _JETSON_FILES)
+    try:
+        return release.exists() or "jetson" in model.read_text(errors="replace").lower()
+    except OSError:
+        return False

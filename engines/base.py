@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.generic]
 
-EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
-ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "tensorrt")
+EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)

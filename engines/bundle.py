@@ -34,6 +34,8 @@ from memcli.spec import PRECISIONS, FramePrep, ModelSpec, Precision
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LICENSE_FILE = "LICENSE.weights.txt"
+LIGHT_FILE = "light.json"
+"""In a packed bundle: which weights were left out. `memcli.export.light_table` says more."""
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.bin"
 FP32_GRAPH = f"fp32/{GRAPH_FILE}"
@@ -60,6 +62,10 @@ class Variant:
     """Reports of the parity gate at export."""
     made_by: dict[str, str] = field(default_factory=dict)
     """Versions of what made it."""
+    graphs: dict[EngineName, str] = field(default_factory=dict)
+    """The graph of a runtime that executes another one than `graph`, by its path."""
+    references: dict[EngineName, dict[str, Any]] = field(default_factory=dict)
+    """What such a runtime must reproduce, where that is not `reference`."""
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -67,8 +73,25 @@ class Variant:
     @property
     def digest(self) -> str:
         """Names the content: changes with any file and with the precision."""
-        content = json.dumps([self.precision, self.graph, sorted(self.files.items())])
-        return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
+        content: list[object] = [self.precision, self.graph, sorted(self.files.items())]
+        content += [sorted(self.graphs.items())] if self.graphs else []
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_DIGEST_LENGTH]
+
+    def graph_of(self, engine: EngineName | None = None) -> str:
+        """The graph that a runtime executes, or the variant's own."""
+        return self.graph if engine is None else self.graphs.get(engine, self.graph)
+
+    def reference_of(self, engine: EngineName | None = None) -> dict[str, Any]:
+        """What a runtime must reproduce, or what the variant's own graph gives."""
+        return self.reference if engine is None else self.references.get(engine, self.reference)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict, ready for JSON; what only some variants have is left out of the others."""
+        entry = asdict(self)
+        for name in ("graphs", "references"):
+            if not entry[name]:
+                del entry[name]
+        return entry
 
 
 @dataclass(frozen=True)
@@ -96,9 +119,9 @@ class Bundle:
         """Package, version, SHA-256, `license` and `license_note` of published weights."""
         return None if self.spec.weights is None else asdict(self.spec.weights)
 
-    def graph_path(self, variant: Variant) -> Path:
-        """The ONNX file of a variant."""
-        return self.root / variant.graph
+    def graph_path(self, variant: Variant, engine: EngineName | None = None) -> Path:
+        """The ONNX file of a variant that `engine` executes."""
+        return self.root / variant.graph_of(engine)
 
     def tokenizer_path(self, variant: Variant) -> Path | None:
         """The tokenizer beside the graph of a variant; None if the model reads no captions."""
@@ -127,7 +150,7 @@ class Bundle:
             "spec": self.spec.to_dict(),
             "weights": self.weights,
             "training": self.training,
-            "variants": {name: asdict(variant) for name, variant in self.variants.items()},
+            "variants": {name: variant.to_dict() for name, variant in self.variants.items()},
         }
 
 
@@ -170,13 +193,20 @@ def _variant(name: str, entry: dict[str, Any]) -> Variant:
         reference=dict(entry["reference"]),
         parity=[_parity(report) for report in entry["parity"]],
         made_by={str(key): str(value) for key, value in entry["made_by"].items()},
+        graphs={engine: str(graph) for engine, graph in entry.get("graphs", {}).items()},
+        references={engine: dict(one) for engine, one in entry.get("references", {}).items()},
     )
     if variant.precision != name or name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}")
     if not set(variant.engines) <= set(ENGINES):
         raise ValueError(f"unknown engine in {variant.engines}")
-    if variant.graph not in variant.files:
-        raise ValueError(f"no hash for {variant.graph}")
+    if not set(variant.graphs) <= set(variant.engines):
+        raise ValueError(f"a graph for an engine that is not in {variant.engines}")
+    if not set(variant.references) <= set(variant.engines):
+        raise ValueError(f"a reference for an engine that is not in {variant.engines}")
+    for graph in (variant.graph, *variant.graphs.values()):
+        if graph not in variant.files:
+            raise ValueError(f"no hash for {graph}")
     for file in variant.files:
         if not _is_plain(file):
             raise ValueError(f"a file outside the bundle: {file!r}")
@@ -260,20 +290,29 @@ def verify_files(bundle: Bundle, variant: Variant) -> None:
             raise _damaged(path, "a file of the bundle is missing")
         if sha256_file(path) != expected:
             raise _damaged(path, "a file of the bundle was changed or damaged (SHA-256 differs)")
-    graph = bundle.graph_path(variant)
+    for graph in dict.fromkeys((variant.graph, *variant.graphs.values())):
+        _check_external(bundle, variant, graph)
+
+
+def _check_external(bundle: Bundle, variant: Variant, graph: str) -> None:
+    path = bundle.root / graph
     try:
-        external = graph_facts(graph).external_files
+        external = graph_facts(path).external_files
     except EngineError as error:
-        raise _damaged(graph, error.what) from error
+        raise _damaged(path, error.what) from error
     for name in sorted(external):
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(variant.graph), name))
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(graph), name))
         if file not in variant.files:
-            raise _damaged(graph, f"the graph reads a file without a hash: {name!r}")
+            raise _damaged(path, f"the graph reads a file without a hash: {name!r}")
+
+
+def manifest_text(bundle: Bundle) -> str:
+    """The text of `manifest.json`."""
+    return json.dumps(bundle.manifest(), indent=2, sort_keys=True) + "\n"
 
 
 def write_manifest(bundle: Bundle) -> None:
     """Write `manifest.json` atomically: a crash leaves the old or the new one."""
-    text = json.dumps(bundle.manifest(), indent=2, sort_keys=True) + "\n"
     temporary = bundle.root / f".{MANIFEST}.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(manifest_text(bundle), encoding="utf-8")
     temporary.replace(bundle.root / MANIFEST)

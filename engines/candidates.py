@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from memcli.engines import plans, records
 from memcli.engines.base import ENGINES, EngineName
 from memcli.engines.bundle import Bundle, Variant
-from memcli.engines.loading import import_runtime, installed_runtimes, no_runtime_error
+from memcli.engines.loading import (
+    import_runtime,
+    installed_runtimes,
+    installed_tensorrt,
+    no_runtime_error,
+)
+from memcli.engines.tensorrt_flavour import FlavourName
+from memcli.engines.verify import ParityReport
 from memcli.errors import EngineError, MemcliError, ModelError, UsageError
 from memcli.spec import PRECISIONS, Precision
 
 EngineChoice = Literal["auto"] | EngineName
 PrecisionChoice = Literal["auto"] | Precision
+TENSORRT: tuple[FlavourName, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,16 @@ def list_candidates(
 ) -> list[Candidate]:
     """What a request allows, given the bundle and the installed runtimes; at least one.
 
+    TensorRT, whose first use takes minutes, is among what `auto` allows where it was verified on
+    this GPU before, or where nothing else can run the bundle. Where it is to build an engine now,
+    that is none of fp32 unless asked for, or the bundle has nothing else for it.
+
     Raises as `open_engine` does.
     """
     _check_request(engine, device, precision)
-    if precision != "auto" and precision not in bundle.variants and device in ("auto", "cpu"):
+    if engine == "tensorrt" or engine == "tensorrt-rtx":
+        _check_tensorrt(engine, device)
+    elif precision != "auto" and precision not in bundle.variants and device in ("auto", "cpu"):
         _check_cpu(precision)
     variants = _variants(bundle, precision)
     engines = (engine,) if engine != "auto" else _installed(device)
@@ -46,15 +61,29 @@ def list_candidates(
         for name in engines
         if name in variant.engines
         for place in _devices(name, device)
+        if place != "cpu" or engine != "auto" or _cpu_computes(name, variant.precision)
     ]
+    if not candidates and precision != "auto" and device in ("auto", "cpu"):
+        _check_cpu(precision)
+    if engine in TENSORRT and precision == "auto":
+        candidates = _worth_building(candidates)
+    if engine == "auto":
+        compiled = _compiled(variants, device)
+        others = candidates if not device.startswith("cuda") or _has_cuda() else []
+        if others or not compiled:
+            compiled = [one for one in compiled if _is_verified(one)]
+        elif precision == "auto":
+            compiled = _worth_building(compiled)
+        candidates = [*others, *compiled] or candidates
     if not candidates:
         wanted = f"{engine if engine != 'auto' else ' or '.join(engines)} on {device}"
         fit = "; ".join(f"{v.precision}: {', '.join(v.engines)}" for v in variants)
+        advice = f"\nMake one: memcli export {bundle.model} --fp16" if engine in TENSORRT else ""
         raise EngineError(
             f"{bundle.model} cannot run with {wanted} at precision {precision}",
-            next_step=f"It was made for {fit}.",
+            next_step=f"It was made for {fit}.{advice}",
         )
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and candidates[0].engine not in TENSORRT:
         _check_cuda(candidates[0].engine, device)  # before a verification is announced
     return candidates
 
@@ -69,11 +98,65 @@ def _check_request(engine: str, device: str, precision: str) -> None:
         raise UsageError(f"no device {device!r}: choose auto, cpu, cuda or cuda:N")
     if index and kind != "cuda":
         raise UsageError(f"no device {device!r}: only cuda takes a number")
-    if engine == "tensorrt":
-        raise EngineError(
-            "TensorRT engines are not available in this version",
-            next_step="Use --engine openvino or --engine onnxruntime",
-        )
+
+
+def _check_tensorrt(name: FlavourName, device: str) -> None:
+    """Raise, naming what is missing, unless package, driver and GPU are here."""
+    from memcli.engines.cuda import Cuda, device_index
+    from memcli.engines.tensorrt import check_device
+    from memcli.engines.tensorrt_flavour import load_flavour
+
+    check_device(name, device)
+    load_flavour(name)
+    Cuda(device_index(device))
+
+
+def _compiled(variants: list[Variant], device: str) -> list[Candidate]:
+    """What TensorRT could run here; nothing where package, driver or GPU is missing."""
+    found: list[Candidate] = []
+    for name in TENSORRT:
+        wanted = [variant for variant in variants if name in variant.engines]
+        if not wanted or device == "cpu" or installed_tensorrt(name) is None:
+            continue
+        try:
+            _check_tensorrt(name, device)
+        except MemcliError:
+            continue
+        place = "cuda" if device == "auto" else device
+        found += [Candidate(variant, name, place) for variant in wanted]
+    return found
+
+
+def _worth_building(compiled: list[Candidate]) -> list[Candidate]:
+    """Without fp32 that was not verified yet, where other precisions are there: minutes for the
+    slowest of them."""
+    lower = [one for one in compiled if one.variant.precision != "fp32"]
+    return [one for one in compiled if one in lower or not lower or _is_verified(one)]
+
+
+def _is_verified(candidate: Candidate) -> bool:
+    """Whether it passed on this GPU, with this version and driver and a plan that is kept."""
+    found = known_record(candidate, import_runtime(candidate.engine).__version__)
+    return found is not None and found.passed
+
+
+def known_record(candidate: Candidate, version: str) -> ParityReport | None:
+    """What the verification of a candidate gave, with this version of its runtime.
+
+    Of several compiled plans it is the newest that has a record and is still kept; which of them
+    is used is known when it is opened.
+    """
+    key = records.RecordKey(candidate.variant, candidate.engine, version, candidate.device, None)
+    if candidate.engine not in TENSORRT:
+        return records.load(key)
+    found = records.load_plans(key)
+    kept = (plan.sha256 for plan in plans.stored()) if found else ()
+    return next((found[sha256] for sha256 in kept if sha256 in found), None)
+
+
+def _cpu_computes(name: EngineName, precision: Precision) -> bool:
+    """Whether a runtime computes in a precision on any CPU: `auto` does not try others."""
+    return precision not in ("fp16", "fp8") and (name != "onnxruntime" or precision != "bf16")
 
 
 def _check_cpu(precision: Precision) -> None:
@@ -109,16 +192,19 @@ def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:
 
 def _installed(device: str) -> tuple[EngineName, ...]:
     names = installed_runtimes()
-    if not names:
+    if not names and not any(map(installed_tensorrt, TENSORRT)):
         raise no_runtime_error()
     # Only ONNX Runtime reaches CUDA; asking OpenVINO would hide what is missing behind its error.
-    return ("onnxruntime",) if device.startswith("cuda") else names
+    wanted: tuple[EngineName, ...] = ("onnxruntime",) if device.startswith("cuda") else names
+    return wanted if names else ()
 
 
 def _devices(name: EngineName, device: str) -> tuple[str, ...]:
     """Places to try one runtime in. `auto` is the CPU, and CUDA where the runtime has it."""
     if device != "auto":
         return (device,)
+    if name in TENSORRT:
+        return ("cuda",)
     if name == "onnxruntime" and _has_cuda():
         return ("cuda", "cpu")
     return ("cpu",)

@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,19 @@ GPU_INSTALL = "pip install 'memcli[gpu]'"
 BOTH_INSTALLS = f"{CPU_INSTALL}   (this CPU)\n       or:  {GPU_INSTALL}   (an NVIDIA GPU)"
 
 _PACKAGES: dict[EngineName, str] = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+_TENSORRT: dict[EngineName, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""Modules by preference: the wheels of the bindings come with or without the package around them,
+and JetPack has the first only."""
+_TENSORRT_INSTALL: dict[EngineName, str] = {
+    "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13"
+    "   (the vendor's index)\n       or, on a Jetson:  sudo apt install tensorrt python3-libnvinfer"
+    "   (JetPack)\n       or use --engine tensorrt-rtx on a GeForce or RTX GPU",
+    "tensorrt-rtx": "pip install 'memcli[tensorrt-rtx]'",
+}
+_TITLES: dict[EngineName, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 # The instruction set extensions that decide which runtime is fastest, as Linux spells them.
 _CPU_FEATURES = (
     "avx2",
@@ -46,7 +59,7 @@ class GraphFacts:
     quantised_to: frozenset[str]
     """Element types its QuantizeLinear nodes produce, e.g. `int8`; empty for a float graph."""
     external_files: frozenset[str]
-    """External data files it names, as written."""
+    """External data files it names anywhere, subgraphs and functions included; as written."""
 
     @property
     def is_quantised(self) -> bool:
@@ -60,7 +73,10 @@ def import_runtime(name: EngineName) -> ModuleType:
     Raises MissingDependencyError, naming the extra that installs it, or EngineError if it is
     installed but broken (a missing system library, for instance).
     """
-    package = _PACKAGES[name]
+    if name in _TENSORRT:
+        package = installed_tensorrt(name) or _TENSORRT[name][0]
+    else:
+        package = _PACKAGES[name]
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -68,7 +84,9 @@ def import_runtime(name: EngineName) -> ModuleType:
             raise EngineError(f"{package} is installed but does not load: {error}") from error
         extras = CPU_INSTALL if name == "openvino" else BOTH_INSTALLS
         raise MissingDependencyError(
-            package, purpose=f"running a model with {name}", install=extras
+            package,
+            purpose=f"running a model with {_TITLES.get(name, name)}",
+            install=_TENSORRT_INSTALL.get(name, extras),
         ) from error
     except (ImportError, OSError) as error:
         if is_interrupt(error):
@@ -80,10 +98,17 @@ def import_runtime(name: EngineName) -> ModuleType:
 
 
 def installed_runtimes() -> tuple[EngineName, ...]:
-    """Runtimes of this version whose package is present; nothing is imported."""
+    """Runtimes that need no GPU and whose package is present; nothing is imported."""
     import importlib.util
 
     return tuple(name for name, package in _PACKAGES.items() if importlib.util.find_spec(package))
+
+
+def installed_tensorrt(name: EngineName) -> str | None:
+    """The module of `tensorrt` or `tensorrt-rtx`, None without one; nothing is imported."""
+    import importlib.util
+
+    return next((one for one in _TENSORRT[name] if importlib.util.find_spec(one)), None)
 
 
 def no_runtime_error() -> MissingDependencyError:
@@ -106,26 +131,36 @@ def graph_facts(graph: Path) -> GraphFacts:
         raise EngineError("the graph is missing", where=str(graph)) from None
     except Exception as error:  # protobuf raises its own DecodeError, which it does not export
         raise EngineError(f"not an ONNX graph: {one_line(error)}", where=str(graph)) from error
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants = {
-        node.output[0]: attribute.t
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
-    kinds = {
-        _quantised_type(node, {**constants, **tensors})
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear"
-    }
-    files = {
-        entry.value
-        for tensor in (*tensors.values(), *constants.values())
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    tensors: dict[str, Any] = {}
+    nodes: list[Any] = []
+    files: set[str] = set()
+    for message in _messages(model):
+        kind = message.DESCRIPTOR.name
+        if kind == "TensorProto":
+            files |= {entry.value for entry in message.external_data if entry.key == "location"}
+        elif kind == "GraphProto":
+            tensors |= {tensor.name: tensor for tensor in message.initializer}
+        elif kind == "NodeProto" and message.op_type == "Constant":
+            values = [one.t for one in message.attribute if one.name == "value"]
+            tensors |= dict(zip(message.output, values, strict=False))
+        elif kind == "NodeProto" and message.op_type == "QuantizeLinear":
+            nodes.append(message)
+    kinds = {_quantised_type(node, tensors) for node in nodes}
     return GraphFacts(quantised_to=frozenset(kinds), external_files=frozenset(files))
+
+
+def _messages(model: Any) -> Iterator[Any]:
+    """A protobuf message and all that it holds: graphs inside nodes, functions, sparse tensors.
+
+    By what is there and not by where ONNX has tensors today, so that none is missed.
+    """
+    pending = [model]
+    while pending:
+        message = pending.pop()
+        yield message
+        for field, value in message.ListFields():
+            if field.message_type is not None and field.name not in ("value_info", "type"):
+                pending += [value] if hasattr(value, "ListFields") else value
 
 
 def _quantised_type(node: Any, tensors: dict[str, Any]) -> str:

@@ -156,9 +156,9 @@ def require_cpu_precision(precision: Precision) -> None:
 
     The hint alone is no refusal: OpenVINO takes it on any CPU and falls back or emulates.
     """
-    if precision == "fp16":
+    if precision in ("fp16", "fp8"):
         raise EngineError(
-            "fp16 is for GPUs; on a CPU this version computes in fp32, bf16 or int8",
+            f"{precision} is for GPUs; on a CPU this version computes in fp32, bf16 or int8",
             next_step="Use --precision fp32",
         )
     if precision == "bf16" and "BF16" not in cpu_capabilities():

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from memcli.engines.verify import ParityReport
 from memcli.errors import OutputError
 from memcli.home import home
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "verified.json"
+_PLAN = "plan "
+"""What the last part of a key begins with where it names a plan."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,51 @@ class RecordKey:
     engine_version: str
     device: str
     threads: int | None
+    plan: str | None = None
+    """SHA-256 of the compiled plan, of runtimes that have one: each is verified by itself."""
 
     def text(self) -> str:
         """The key in the file; readable, because people look at it."""
-        reference = json.dumps(self.variant.reference, sort_keys=True).encode()
+        reference = json.dumps(self.variant.reference_of(self.engine), sort_keys=True).encode()
         parts = (
             f"{self.variant.precision}@{self.variant.digest}",
             f"reference {hashlib.sha256(reference).hexdigest()[:12]}",
             f"{self.engine} {self.engine_version}",
-            self.device,
+            self.device + _gpu(self.device),
             f"{cpu_name()} ({' '.join(cpu_features())})",
             f"{self.threads or usable_cpus()} threads{'' if self.threads else ' (default)'}",
+            *([_PLAN + self.plan] if self.plan is not None else []),
         )
         return " | ".join(parts)
 
 
+def _gpu(device: str) -> str:
+    """Which GPU and driver a device is: others may compute otherwise."""
+    if not device.startswith("cuda"):
+        return ""
+    from memcli.engines.cuda import gpu_label
+
+    return f" ({label})" if (label := gpu_label(device)) else ""
+
+
 def load(key: RecordKey) -> ParityReport | None:
     """The record of an earlier verification, or None."""
-    entry = _read(_path()).get(key.text())
+    return _report(_read(_path()).get(key.text()))
+
+
+def load_plans(key: RecordKey) -> dict[str, ParityReport]:
+    """The records of a key with any plan, by the plan's SHA-256."""
+    start = f"{key.text()} | {_PLAN}"
+    found = {
+        text.removeprefix(start): _report(entry)
+        for text, entry in _read(_path()).items()
+        if text.startswith(start)
+    }
+    return {plan: report for plan, report in found.items() if report is not None}
+
+
+def _report(entry: object) -> ParityReport | None:
+    """None for what is no record."""
     names = {field.name for field in fields(ParityReport)}
     if not isinstance(entry, dict) or set(entry) != names:
         return None
@@ -74,6 +103,23 @@ def store(key: RecordKey, report: ParityReport) -> bool:
             records = _read(path)
             records[key.text()] = report.to_dict()
             _write(path, {"schema": SCHEMA, "records": records})
+    except OSError:
+        return False
+    return True
+
+
+def forget(plans: Iterable[str]) -> bool:
+    """Drop the records of plans, by their SHA-256. False if the file cannot be written."""
+    ends = tuple(f" | {_PLAN}{plan}" for plan in plans)
+    path = _path()
+    if not ends or not path.is_file():
+        return True
+    try:
+        with _lock(path.with_suffix(".lock")):
+            records = _read(path)
+            kept = {text: entry for text, entry in records.items() if not text.endswith(ends)}
+            if len(kept) != len(records):
+                _write(path, {"schema": SCHEMA, "records": kept})
     except OSError:
         return False
     return True

@@ -9,6 +9,7 @@ from memcli.engines import records
 from memcli.engines.base import Engine
 from memcli.engines.bundle import Bundle, Variant, verify_files
 from memcli.engines.candidates import (
+    TENSORRT,
     Candidate,
     EngineChoice,
     PrecisionChoice,
@@ -83,11 +84,15 @@ def open_engine(
             _try(trial, candidate)
         while trial.passed:
             winner = trial.fastest()
-            if winner in trial.open or _open(trial, winner):
+            if winner in trial.open:
                 reason = _reason(trial, winner, asked=len(candidates) == 1)
                 chosen = trial.open.pop(winner)
                 return Selection(chosen, winner.variant, reason, trial.passed[winner])
-            del trial.passed[winner]
+            parity = trial.passed.pop(winner)
+            if winner.engine in TENSORRT:
+                _try(trial, winner)  # its plan may be another by now
+            elif _open(trial, winner):
+                trial.passed[winner] = parity
     finally:
         for opened in trial.open.values():
             opened.close()
@@ -95,20 +100,22 @@ def open_engine(
 
 
 def _try(trial: _Trial, candidate: Candidate) -> None:
-    """Find out whether a candidate passes: from the records, else by verifying it now."""
+    """Find out whether a candidate passes: from the records, else by verifying it now.
+
+    What was verified is a compiled plan, where there is one: only the loaded plan says which.
+    """
     try:
-        version = import_runtime(candidate.engine).__version__
-        key = records.RecordKey(
-            candidate.variant, candidate.engine, version, candidate.device, trial.threads
-        )
-        parity = records.load(key)
-        if parity is None:
-            trial.report(f"verifying {candidate} (first use on this machine) ...")
+        plan = None
+        if candidate.engine in TENSORRT:
             if not _open(trial, candidate):
                 return
-            parity = verify(trial.open[candidate], trial.bundle, candidate.variant)
-            records.store(key, parity)
-            trial.report(f"{candidate}: {_verdict(parity)}")
+            plan = _plan_of(trial.open[candidate])
+        parity = records.load(_key(trial, candidate, plan))
+        if parity is None:
+            trial.report(f"verifying {candidate} (first use on this machine) ...")
+            if candidate not in trial.open and not _open(trial, candidate):
+                return
+            parity = _verify_now(trial, candidate, trial.open[candidate])
     except ModelError:
         raise  # a damaged bundle ends the request: the next precision would be something else
     except MemcliError as error:
@@ -122,27 +129,82 @@ def _try(trial: _Trial, candidate: Candidate) -> None:
         trial.open.pop(loser).close()  # one large model in memory at a time
 
 
+def _plan_of(engine: Engine) -> str | None:
+    """SHA-256 of the plan that an engine computes with, None where it has none."""
+    from memcli.engines.tensorrt import TensorRtEngine
+
+    return engine.plan_sha256 if isinstance(engine, TensorRtEngine) else None
+
+
+def _key(trial: _Trial, candidate: Candidate, plan: str | None) -> records.RecordKey:
+    return records.RecordKey(
+        candidate.variant,
+        candidate.engine,
+        import_runtime(candidate.engine).__version__,
+        candidate.device,
+        None if candidate.engine in TENSORRT else trial.threads,
+        plan,
+    )
+
+
+def _verify_now(trial: _Trial, candidate: Candidate, engine: Engine) -> ParityReport:
+    parity = verify(engine, trial.bundle, candidate.variant)
+    plan = _plan_of(engine) if candidate.engine in TENSORRT else None
+    records.store(_key(trial, candidate, plan), parity)
+    trial.report(f"{candidate}: {_verdict(parity)}")
+    return parity
+
+
+def _check_wider(trial: _Trial, candidate: Candidate, engine: Engine) -> None:
+    """Verify the plan that replaced an engine's first. Raises ParityError."""
+    parity = records.load(_key(trial, candidate, _plan_of(engine)))
+    if parity is None:
+        trial.report(f"verifying {candidate} with wider shapes ...")
+        parity = _verify_now(trial, candidate, engine)
+    if not parity.passed:
+        raise _parity_error(trial.bundle, candidate, parity)
+
+
 def _open(trial: _Trial, candidate: Candidate) -> bool:
     """Open a candidate after checking its files; False, with the error kept, if that fails."""
-    from memcli.engines.onnxruntime import open_onnxruntime
-    from memcli.engines.openvino import open_openvino
-
     variant = candidate.variant
     if variant.precision not in trial.checked:
         verify_files(trial.bundle, variant)
         trial.checked.add(variant.precision)
-    open_graph = open_openvino if candidate.engine == "openvino" else open_onnxruntime
     try:
-        trial.open[candidate] = open_graph(
-            trial.bundle.graph_path(variant),
-            device=candidate.device,
-            precision=variant.precision,
-            threads=trial.threads,
-        )
+        trial.open[candidate] = _open_graph(trial, candidate)
     except MemcliError as error:
         _reject(trial, candidate, error)
         return False
     return True
+
+
+def _open_graph(trial: _Trial, candidate: Candidate) -> Engine:
+    bundle, variant = trial.bundle, candidate.variant
+    if candidate.engine == "tensorrt" or candidate.engine == "tensorrt-rtx":
+        from memcli.engines.tensorrt import open_tensorrt
+        from memcli.engines.tensorrt_plan import compiled_graph
+
+        return open_tensorrt(
+            compiled_graph(bundle, variant, candidate.engine),
+            flavour=candidate.engine,
+            device=candidate.device,
+            precision=variant.precision,
+            spec=bundle.spec,
+            label=f"{bundle.model} {variant.precision}",
+            report=trial.report,
+            check=lambda engine: _check_wider(trial, candidate, engine),
+        )
+    from memcli.engines.onnxruntime import open_onnxruntime
+    from memcli.engines.openvino import open_openvino
+
+    open_graph = open_openvino if candidate.engine == "openvino" else open_onnxruntime
+    return open_graph(
+        bundle.graph_path(variant, candidate.engine),
+        device=candidate.device,
+        precision=variant.precision,
+        threads=trial.threads,
+    )
 
 
 def _reject(trial: _Trial, candidate: Candidate, error: MemcliError) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,8 @@ class Reference:
 
 def _tolerance(entry: Mapping[str, Any]) -> Tolerance:
     for name, value in entry.items():
-        if not (type(value) in (int, float) or (value is None and name == "min_srcc")):
+        optional = name in ("min_srcc", "min_cosine")
+        if not (type(value) in (int, float) or (value is None and optional)):
             raise ValueError(f"its tolerance {name} is {str(value)[:40]!r}")
     return Tolerance(**entry)
 
@@ -138,13 +139,13 @@ def _captions(entry: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far candidate scores are from reference scores. A clip's score is its frames' mean."""
+    """How far candidate scores are from reference scores."""
 
     clips: int
     frames: int
     """Scores compared: of frames, or of clips where the model gives no scores of frames."""
     max_abs: float
-    """Largest difference of a clip's score."""
+    """Largest difference of a clip's score, and of the mean of its frames' scores."""
     mean_abs: float
     frame_max_abs: float
     frame_mean_abs: float
@@ -199,11 +200,13 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
     A few seconds for a large model. Raises EngineError if the runtime fails, ModelError if the
     reference is damaged. A difference beyond the tolerance raises nothing: see `passed`.
     """
-    reference = Reference.from_dict(variant.reference)
-    feeds = reference_feeds(reference, bundle.spec, bundle.tokenizer_path(variant))
-    scores = run_scores(engine, feeds, frame_scores=bundle.spec.frame_scores)
-    comparison = compare(scores, reference.expected(), reference.tolerance)
     description = engine.describe()
+    reference = Reference.from_dict(variant.reference_of(description.engine))
+    feeds = reference_feeds(reference, bundle.spec, bundle.tokenizer_path(variant))
+    found = run_scores(engine, feeds, frame_scores=bundle.spec.frame_scores)
+    comparison = compare(
+        found.rows, reference.expected(), reference.tolerance, clip_scores=found.clips
+    )
     speed = measure_speed(engine, _some(feeds, 0)) if comparison.passed else 0.0
     return ParityReport(
         **asdict(comparison),
@@ -244,37 +247,45 @@ def reference_feeds(
     return feeds
 
 
-def run_scores(
-    engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool
-) -> npt.NDArray[np.float64]:
-    """Scores of clips, a few at a time: [clips, frames], or [clips, 1] without `frame_scores`.
+class FoundScores(NamedTuple):
+    """Everything that a graph says about clips."""
+
+    rows: npt.NDArray[np.float64]
+    """Scores of frames [clips, frames], or [clips, 1], of clips, where it gives none of frames."""
+    clips: npt.NDArray[np.float64]
+    """Scores of clips, [clips]."""
+
+
+def run_scores(engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool) -> FoundScores:
+    """Scores of clips, a few at a time; those of frames, too, with `frame_scores`.
 
     `feeds` are the graph's inputs, the first axis being the clips. Raises EngineError if the
-    runtime fails or its output has another name or shape.
+    runtime fails or its outputs have other names or shapes.
     """
     clips = len(next(iter(feeds.values())))
     parts = [
         _run(engine, _some(feeds, start), frame_scores=frame_scores)
         for start in range(0, clips, _BATCH_CLIPS)
     ]
-    return np.concatenate(parts)
+    return FoundScores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _some(feeds: Mapping[str, Array], start: int) -> dict[str, Array]:
     return {name: array[start : start + _BATCH_CLIPS] for name, array in feeds.items()}
 
 
-def _run(
-    engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool
-) -> npt.NDArray[np.float64]:
+def _run(engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool) -> FoundScores:
     outputs = engine.run(feeds)
-    name = FRAME_SCORES if frame_scores else SCORE
-    shape = feeds[INPUT].shape[:2] if frame_scores else next(iter(feeds.values())).shape[:1]
-    scores = outputs.get(name)
-    if scores is None or scores.shape != shape:
-        got = {key: list(value.shape) for key, value in outputs.items()}
-        raise EngineError(f"the graph gives {got}, not {name} {list(shape)}")
-    return scores.astype(np.float64).reshape(len(scores), -1)
+    wanted = {SCORE: next(iter(feeds.values())).shape[:1]}
+    if frame_scores:
+        wanted[FRAME_SCORES] = feeds[INPUT].shape[:2]
+    for name, shape in wanted.items():
+        if name not in outputs or outputs[name].shape != shape:
+            got = {key: list(value.shape) for key, value in outputs.items()}
+            raise EngineError(f"the graph gives {got}, not {name} {list(shape)}")
+    clips = outputs[SCORE].astype(np.float64)
+    rows = outputs[FRAME_SCORES].astype(np.float64) if frame_scores else clips[:, None]
+    return FoundScores(rows, clips)
 
 
 def measure_speed(engine: Engine, feeds: Mapping[str, Array]) -> float:
@@ -291,8 +302,18 @@ def measure_speed(engine: Engine, feeds: Mapping[str, Array]) -> float:
     return clips / min(times)
 
 
-def compare(candidate: Floats, reference: Floats, tolerance: Tolerance) -> Comparison:
+def compare(
+    candidate: Floats,
+    reference: Floats,
+    tolerance: Tolerance,
+    *,
+    clip_scores: Floats | None = None,
+) -> Comparison:
     """Compare scores [clips, frames], or [clips, 1], with the reference's of the same shape.
+
+    A clip's score is the mean of its frames' scores, in every model that has them. What the
+    candidate itself gives as that, `clip_scores` [clips], is held to the reference, too: of both,
+    what is further off counts.
 
     A score that is not a number counts as wrong by 1, the largest difference there is, and fails.
     Raises ValueError if the shapes differ.
@@ -301,14 +322,20 @@ def compare(candidate: Floats, reference: Floats, tolerance: Tolerance) -> Compa
         raise ValueError(f"scores of shape {candidate.shape} against {reference.shape}")
     candidate, reference = candidate.astype(np.float64), reference.astype(np.float64)
     by_frame = np.nan_to_num(np.abs(candidate - reference), nan=1.0, posinf=1.0)
-    clips, reference_clips = candidate.mean(axis=1), reference.mean(axis=1)
-    by_clip = np.nan_to_num(np.abs(clips - reference_clips), nan=1.0, posinf=1.0)
-    finite = bool(np.isfinite(candidate).all())
-    srcc = spearman(clips, reference_clips) if finite else float("nan")
+    clips, reference_clips = candidate.mean(axis=1)[None], reference.mean(axis=1)
+    if clip_scores is not None:
+        if clip_scores.shape != reference_clips.shape:
+            raise ValueError(f"clip scores of shape {clip_scores.shape} of {len(reference)} clips")
+        clips = np.stack([clips[0], clip_scores.astype(np.float64)])
+    errors = np.nan_to_num(np.abs(clips - reference_clips), nan=1.0, posinf=1.0)
+    by_clip = errors.max(axis=0)
+    finite = bool(np.isfinite(candidate).all() and np.isfinite(clips).all())
+    # np.min, not min: NaN of either must stay.
+    srcc = float(np.min([spearman(one, reference_clips) for one in clips])) if finite else np.nan
     # Written so that NaN (all clips alike) fails where a rank correlation is asked for.
-    ranked = tolerance.min_srcc is None or len(clips) < _MIN_RANKED or srcc >= tolerance.min_srcc
+    ranked = tolerance.min_srcc is None or len(by_clip) < _MIN_RANKED or srcc >= tolerance.min_srcc
     return Comparison(
-        clips=len(clips),
+        clips=len(by_clip),
         frames=by_frame.size,
         max_abs=float(by_clip.max()),
         mean_abs=float(by_clip.mean()),

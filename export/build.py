@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import memcli
-from memcli.engines import records
+from memcli.engines import openvino, records
 from memcli.engines.base import EngineName
 from memcli.engines.bundle import (
     FP32_GRAPH,
@@ -26,6 +26,7 @@ from memcli.engines.bundle import (
     verify_files,
     write_manifest,
 )
+from memcli.engines.candidates import TENSORRT
 from memcli.engines.files import install
 from memcli.engines.loading import graph_facts, import_runtime, installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
@@ -33,10 +34,12 @@ from memcli.engines.openvino import open_openvino
 from memcli.engines.verify import ParityReport, Reference, verify
 from memcli.errors import MemcliError, ModelError, OutputError, ParityError
 from memcli.export.fill import GRAPHS
+from memcli.export.parity_table import write_parity_table
 from memcli.home import bundles_dir
 from memcli.spec import ModelSpec, Precision
 
 CPU_ENGINES: tuple[EngineName, ...] = ("openvino", "onnxruntime")
+HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 
 
 def build_bundle(
@@ -201,7 +204,7 @@ def make_float_variant(
     return Variant(
         precision=precision,
         graph=FP32_GRAPH,
-        engines=CPU_ENGINES if precision == "fp32" else ("openvino",),
+        engines=(*CPU_ENGINES, *TENSORRT) if precision == "fp32" else ("openvino",),
         files=hash_files(root, graph_files(root, FP32_GRAPH, spec)),
         reference=reference.to_dict(),
         made_by=versions(made_by),
@@ -240,11 +243,14 @@ def gate_everywhere(
     """
     reports: list[ParityReport] = []
     errors: list[MemcliError] = []
-    for name in (name for name in variant.engines if name in installed_runtimes()):
+    for name, device in _places(variant):
         open_graph = open_openvino if name == "openvino" else open_onnxruntime
         try:
             with open_graph(
-                bundle.graph_path(variant), device="cpu", precision=variant.precision, threads=None
+                bundle.graph_path(variant, name),
+                device=device,
+                precision=variant.precision,
+                threads=None,
             ) as engine:
                 parity = verify(engine, bundle, variant)
         except MemcliError as error:
@@ -260,12 +266,33 @@ def gate_everywhere(
                 next_step="Nothing was installed.",
             )
         version = import_runtime(name).__version__
-        records.store(records.RecordKey(variant, name, version, "cpu", None), parity)
+        records.store(records.RecordKey(variant, name, version, device, None), parity)
     if errors and not reports:
         raise errors[0]
     if not reports:
-        report("no runtime is installed: the graph will be verified at its first use")
+        what = f"here computes in {variant.precision}" if installed_runtimes() else "is installed"
+        report(f"no runtime {what}: the graph will be verified at its first use")
     return reports
+
+
+def _places(variant: Variant) -> list[tuple[EngineName, str]]:
+    """Runtimes and devices here that compute in the precision of a variant.
+
+    TensorRT is not among them: it compiles for minutes, and does so at the first use.
+    """
+    here = [name for name in CPU_ENGINES if name in variant.engines]
+    here = [name for name in here if name in installed_runtimes()]
+    if variant.precision == "fp8":
+        return []
+    if variant.precision not in HALVES:
+        return [(name, "cpu") for name in here]
+    places: list[tuple[EngineName, str]] = []
+    if "openvino" in here and "BF16" in openvino.cpu_capabilities():
+        places.append(("openvino", "cpu"))
+    if "onnxruntime" in here:
+        providers = import_runtime("onnxruntime").get_available_providers()
+        places += [("onnxruntime", "cuda")] if "CUDAExecutionProvider" in providers else []
+    return places
 
 
 def publish(bundle: Bundle, target: Path) -> Bundle:
@@ -275,6 +302,7 @@ def publish(bundle: Bundle, target: Path) -> Bundle:
     """
     try:
         write_manifest(bundle)
+        write_parity_table(bundle)
         install(bundle.root, target)
     except OSError as error:
         raise OutputError(f"cannot install the bundle: {error}", where=str(target)) from error

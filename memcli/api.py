@@ -50,6 +50,8 @@ def score(
         open_scorer(wanted, report or _silent) as scorer,
         closing(scorer.score(sources.items)) as rows,
     ):
+        decoding = scorer.choose_decoder(lambda: [source.path for source in sources.items])
+        (report or _silent)(f"decoder: {decoding.name} ({decoding.reason})")
         for _, _, row in rows:
             yield row
 

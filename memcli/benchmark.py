@@ -328,6 +328,7 @@ def measure_scorer(
     settings = replace(scorer.settings, workers=scorer.workers, batch_size=scorer.batch_size)
     instant = InstantEngine(scorer.description.device, room_bytes=_KEPT_BYTES)
     decoder = decode_scorer(settings, scorer.bundle, instant)
+    decoder.use(scorer.decoding)
     time_scoring(decoder, sources)
     clips, instant.room_bytes = instant.kept, 0
     engine = scorer.selection.engine

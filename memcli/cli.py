@@ -20,6 +20,7 @@ COMMANDS = {
     "reproduce": "Run a paper's whole table and print it beside the published figures.",
     "dataset": "Check a dataset before training: what is missing, duplicated or unreadable.",
     "export": "Make a verified engine of a trained model, or a faster precision of one.",
+    "engines": "List, check, add and delete compiled TensorRT engines.",
     "bench": "Measure decode, preprocess, engine and end-to-end speed.",
     "doctor": "Show what this machine has and what memcli will use.",
     "completion": "Print the script that completes memcli's commands in a shell.",

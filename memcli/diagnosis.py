@@ -88,7 +88,7 @@ def _verdict(packages: dict[str, Package]) -> tuple[str | None, str | None]:
 def _notes(packages: dict[str, Package], facts: dict[str, Any]) -> list[str]:
     """What works but not as its owner may think."""
     from memcli import machine
-    from memcli.engines.loading import GPU_INSTALL, installed_runtimes
+    from memcli.engines.loading import GPU_INSTALL
 
     notes = []
     builds = machine.onnxruntime_builds()
@@ -103,9 +103,9 @@ def _notes(packages: dict[str, Package], facts: dict[str, Any]) -> list[str]:
             "there is an NVIDIA GPU, but this onnxruntime is the CPU build:"
             f" pip uninstall onnxruntime, then {GPU_INSTALL}"
         )
-    unused = [n for n in packages if n.startswith("tensorrt") and packages[n].usable]
-    if unused and "tensorrt" not in installed_runtimes():
-        notes.append(f"{' and '.join(unused)}: not used by this version of memcli")
+    compiled = [n for n in packages if n.startswith("tensorrt") and packages[n].usable]
+    if compiled and not has_gpu:
+        notes.append(f"{' and '.join(compiled)}: no NVIDIA GPU here to run its engines")
     return notes
 
 
@@ -181,18 +181,17 @@ def _model(name: str, packages: dict[str, Package]) -> dict[str, Any]:
 
 def _engines(bundle: Bundle, packages: dict[str, Package]) -> Iterator[dict[str, Any]]:
     """Every way to run a bundle here, as `engines.select` lists them, with its record."""
-    from memcli.engines import records
+    from memcli.engines.candidates import TENSORRT, known_record
     from memcli.engines.select import list_candidates
 
-    for runtime in _runtimes(packages):
+    compiled = [name for name in TENSORRT if name in packages and packages[name].usable]
+    for runtime in (*_runtimes(packages), *compiled):
         try:
             found = list_candidates(bundle, engine=runtime, device="auto", precision="auto")
         except MemcliError:
-            continue  # the bundle was not made for this runtime
+            continue  # the bundle was not made for this runtime, or there is no GPU for it
         for candidate in found:
-            version = packages[runtime].version or ""
-            key = records.RecordKey(candidate.variant, runtime, version, candidate.device, None)
-            record = records.load(key)
+            record = known_record(candidate, packages[runtime].version or "")
             state = "not verified yet"
             if record is not None:
                 state = "verified" if record.passed else "refused"

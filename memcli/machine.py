@@ -65,7 +65,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpu": ("scoring on an NVIDIA GPU", ("onnxruntime-gpu", "cuda-python", "PyNvVideoCodec")),
     "tensorrt-rtx": (
         "TensorRT-RTX engines",
-        ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
+        ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings", "cuda-python"),
     ),
     "parquet": ("tables in Parquet", ("pyarrow",)),
     "export": ("exports from PyTorch", _EXPORT),

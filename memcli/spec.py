@@ -14,8 +14,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 Sampling = Literal["exact", "keyframe"]
 SAMPLINGS: tuple[Sampling, ...] = ("exact", "keyframe")
@@ -151,12 +151,14 @@ class Recipe:
 class Tolerance:
     """How far a graph of one precision may be from the fp32 PyTorch original.
 
-    Differences are of scores, in [0, 1]; `min_srcc` is Spearman's rank correlation.
+    Differences are of scores, in [0, 1]; `min_srcc` is Spearman's rank correlation, and
+    `min_cosine` that of each embedding with the original's, where a graph has embeddings.
     """
 
     max_abs: float
     mean_abs: float
     min_srcc: float | None = None
+    min_cosine: float | None = None
 
 
 @dataclass(frozen=True)

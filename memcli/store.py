@@ -6,12 +6,19 @@ import os
 import shlex
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
-from memcli.engines.bundle import MANIFEST, Bundle, read_bundle, verify_files
+from memcli.engines.bundle import (
+    LICENSE_FILE,
+    LIGHT_FILE,
+    MANIFEST,
+    Bundle,
+    read_bundle,
+    verify_files,
+)
 from memcli.engines.files import (
     ZIP_ERRORS,
     discard,
@@ -205,11 +212,18 @@ def remove(name: str) -> Path:
     return path
 
 
-def add(source: Path, report: Report = lambda _: None) -> Bundle:
+def add(
+    source: Path,
+    report: Report = lambda _: None,
+    *,
+    encoders: Sequence[str] = (),
+    offline: bool = False,
+) -> Bundle:
     """Install a bundle from a folder or a `.memcli` file, every hash checked.
 
-    Raises UsageError if there is none, ModelError if it is damaged or holds links, OutputError if
-    the disk does not take it.
+    A light file gets its encoders from the hub, or from `encoders`: folders, each `DIR` or
+    `REPOSITORY=DIR`. Raises UsageError if there is none, ModelError if it is damaged or holds
+    links, or an encoder is missing or another; OutputError if the disk does not take it.
     """
     if not source.exists():
         raise UsageError("no such file or folder", where=str(source))
@@ -220,6 +234,7 @@ def add(source: Path, report: Report = lambda _: None) -> Bundle:
             _copy_folder(source, content)
         else:
             _unpack(source, content)
+        _fill(source, content, encoders, offline, report)
         bundle = read_bundle(content)
         for variant in bundle.variants.values():
             verify_files(bundle, variant)
@@ -229,6 +244,18 @@ def add(source: Path, report: Report = lambda _: None) -> Bundle:
                 report(f"replacing {_described(target)} by {_described(content)}")
             install(content, target)
     return read_bundle(target)
+
+
+def _fill(
+    source: Path, content: Path, encoders: Sequence[str], offline: bool, report: Report
+) -> None:
+    """Give a light file's bundle its encoders; any other is whole already."""
+    if (content / LIGHT_FILE).is_file():
+        from memcli.export.light_fill import fill
+
+        fill(content, encoders, where=str(source), offline=offline, report=report)
+    elif encoders:
+        raise UsageError("this model is whole: it needs no --encoder", where=str(source))
 
 
 def _described(root: Path) -> str:
@@ -295,14 +322,34 @@ def check_output(target: Path) -> None:
 def pack(bundle: Bundle, target: Path) -> None:
     """Write a bundle to one `.memcli` file, a plain zip, atomically.
 
-    Raises OutputError if the disk does not take it.
+    What goes in is what the manifest names, as it is now, every hash checked, with the licence and
+    the table of parity; nothing else that lies in the folder does. Raises ModelError if the bundle
+    is damaged, OutputError if the disk does not take it.
     """
+    from memcli.export.parity_table import PARITY_FILE
+
+    with locked(bundle.root):
+        current = read_bundle(bundle.root)
+        for variant in current.variants.values():
+            verify_files(current, variant)
+        names = {name for variant in current.variants.values() for name in variant.files}
+        names |= {one for one in (LICENSE_FILE, PARITY_FILE) if _is_plain_file(bundle.root / one)}
+        with new_archive(target) as archive:
+            for name in sorted({MANIFEST, *names}):
+                archive.write(bundle.root / name, name)
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+@contextmanager
+def new_archive(target: Path) -> Iterator[zipfile.ZipFile]:
+    """A new zip, which is at `target` once it is complete. Raises OutputError."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(bundle.root.rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    archive.write(path, path.relative_to(bundle.root).as_posix())
+            yield archive
         temporary.replace(target)
     except OSError as error:
         raise OutputError(
@@ -340,11 +387,12 @@ def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
 
     Raises UsageError, ModelError, EngineError, DeviceError or MissingDependencyError.
     """
-    from memcli.engines.loading import installed_runtimes, no_runtime_error
+    from memcli.engines.candidates import TENSORRT
+    from memcli.engines.loading import installed_runtimes, installed_tensorrt, no_runtime_error
     from memcli.engines.select import open_engine
     from memcli.scoring import Scorer, check_settings
 
-    if not installed_runtimes():
+    if not installed_runtimes() and not any(map(installed_tensorrt, TENSORRT)):
         raise no_runtime_error()  # before a model is fetched that nothing here could run
     bundle = ensure(settings.model, offline=settings.offline, report=report)
     check_settings(settings, bundle.spec)

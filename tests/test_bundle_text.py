@@ -22,7 +22,6 @@ from memcli.engines.reference import synthetic_captions
 from memcli.engines.select import open_engine
 from memcli.engines.verify import Reference, reference_feeds, run_scores
 from memcli.errors import (
-    EngineError,
     ModelError,
     ParityError,
 )
@@ -60,7 +59,7 @@ def test_a_staging_folder_becomes_an_installed_bundle(memcli_home: Path) -> None
     assert all(report["passed"] for report in variant.parity)
     assert len(variant.parity) == 2
     assert store.find("fusion") == bundle
-    with pytest.raises(EngineError, match="cannot be made int8"):
+    with pytest.raises(ModelError, match="no tolerance for int8"):
         make_variant(bundle, "int8")
 
 
@@ -211,9 +210,10 @@ def test_scores_of_any_number_of_clips(memcli_home: Path) -> None:
     variant = bundle.variants["fp32"]
     feeds = reference_feeds(reference, bundle.spec, bundle.tokenizer_path(variant))
     with open_engine(bundle, engine="onnxruntime").engine as engine:
-        scores = run_scores(engine, feeds, frame_scores=False)
-    assert scores.shape == (11, 1)
-    assert scores[:, 0] == pytest.approx(text_score(captions), abs=1e-6)
+        found = run_scores(engine, feeds, frame_scores=False)
+    assert found.rows.shape == (11, 1)
+    assert (found.rows[:, 0] == found.clips).all()
+    assert found.clips == pytest.approx(text_score(captions), abs=1e-6)
 
 
 def test_synthetic_captions_are_fixed() -> None:

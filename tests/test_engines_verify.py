@@ -74,11 +74,28 @@ def test_compare_gates_the_order_of_many_clips():
     assert not constant.passed
 
 
+def test_compare_holds_both_outputs_to_the_reference():
+    reference = np.linspace([0.1, 0.3], [0.5, 0.7], 14)
+    right = reference.mean(axis=1)
+    assert compare(reference, reference, SLACK, clip_scores=right).passed
+    off = right.copy()
+    off[3] += 0.03
+    comparison = compare(reference, reference, SLACK, clip_scores=off)
+    assert (comparison.passed, comparison.worst_clip) == (False, 3)
+    assert comparison.max_abs == pytest.approx(0.03)
+    assert not compare(reference, reference, SLACK, clip_scores=off * np.nan).passed
+    only_order = compare(reference, reference, Tolerance(9, 9, 0.99), clip_scores=right[::-1])
+    assert (only_order.passed, only_order.srcc) == (False, pytest.approx(-1))
+    assert not compare(reference * 0, reference, SLACK, clip_scores=right).passed
+
+
 def test_compare_needs_equal_shapes():
     with pytest.raises(ValueError, match="shape"):
         compare(np.zeros((2, 3)), np.zeros((3, 2)), SLACK)
     with pytest.raises(ValueError, match="shape"):
         compare(np.zeros((0, 3)), np.zeros((0, 3)), SLACK)
+    with pytest.raises(ValueError, match="shape"):
+        compare(np.zeros((2, 3)), np.zeros((2, 3)), SLACK, clip_scores=np.zeros(3))
 
 
 def test_reference_survives_json(tmp_path):
@@ -143,6 +160,22 @@ def _wrong_scale(white: float):
     return make_graph(nodes, {**_constants(), "white": np.array(white, np.float32)})
 
 
+def _dead(output: str):
+    """One output is always 0, whatever the other says."""
+    names = ("frame_scores", "score")
+    alive = {name: f"{name}_alive" if name == output else name for name in names}
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "pixels"], ["means"], keepdims=0),
+        helper.make_node("Div", ["means", "white"], [alive["frame_scores"]]),
+        helper.make_node(
+            "ReduceMean", [alive["frame_scores"], "time"], [alive["score"]], keepdims=0
+        ),
+        helper.make_node("Mul", [alive[output], "zero"], [output]),
+    ]
+    return make_graph(nodes, {**_constants(), "zero": np.array(0, np.float32)})
+
+
 def _constants():
     return {
         "pixels": np.array([2, 3, 4], np.int64),
@@ -153,8 +186,8 @@ def _constants():
 
 @pytest.mark.parametrize(
     "graph",
-    [_red_only(), _wrong_scale(256), _wrong_scale(0)],
-    ids=["swapped channels", "wrong scale", "division by zero"],
+    [_red_only(), _wrong_scale(256), _wrong_scale(0), _dead("score"), _dead("frame_scores")],
+    ids=["swapped channels", "wrong scale", "division by zero", "no score", "no frame scores"],
 )
 @pytest.mark.parametrize("name", OPENERS)
 def test_a_broken_graph_is_refused(tmp_path, name, graph):
@@ -170,7 +203,11 @@ def test_a_broken_graph_is_refused(tmp_path, name, graph):
 def test_scores_of_the_wrong_shape_are_an_engine_fault(tmp_path):
     class Sideways:
         def run(self, feeds):
-            return {"frame_scores": np.zeros((4, 3), np.float32)}
+            clips = len(feeds["frames"])
+            return {
+                "score": np.zeros(clips, np.float32),
+                "frame_scores": np.zeros((4, 3), np.float32),
+            }
 
         def describe(self):
             return EngineDescription("openvino", "0", "cpu", "fp32")

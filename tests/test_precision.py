@@ -1,7 +1,6 @@
 """Making a variant from an installed bundle: int8 end to end on a small network, and refusals."""
 
 import dataclasses
-import hashlib
 import shutil
 
 import numpy as np
@@ -12,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import make_video
 from onnx import TensorProto, helper, numpy_helper
-from tiny_bundle import TINY_PREP, make_graph, make_tiny_bundle
+from tiny_bundle import TINY_PREP, _spec, make_tiny_bundle
+from tiny_conv import (
+    INT8,
+    SIDE,
+    content,
+    conv_graph,
+    make_clips,
+    original_scores,
+    with_tolerance,
+)
 
 from memcli.engines.bundle import read_bundle, verify_files, write_manifest
+from memcli.engines.loading import graph_facts
 from memcli.engines.select import open_engine
 from memcli.errors import (
     EngineError,
@@ -24,91 +33,19 @@ from memcli.errors import (
 )
 from memcli.export import int8
 from memcli.export.calibration import (
-    best_range,
     make_calibration_set,
     read_calibration,
     split_by_video,
 )
 from memcli.export.fold import fold_batch_norms
+from memcli.export.graph_run import run_batches
+from memcli.export.layers import quantisable_layers
 from memcli.export.parity import gate
 from memcli.export.precision import make_variant
-from memcli.export.quantize import ActivationRange, quantisable_layers, quantise, quantise_weight
+from memcli.export.quantize import ActivationRange, quantise, quantise_weight
+from memcli.export.ranges import best_range
 from memcli.spec import Tolerance
 from memcli.video import read_clip
-
-INT8 = Tolerance(max_abs=0.02, mean_abs=0.01, min_srcc=0.99)
-SIDE = TINY_PREP.crop_width
-CHANNELS = 16
-
-
-def conv_graph(seed: int = 0) -> onnx.ModelProto:
-    """A small residual network with batch normalisation: frames to a score in [0, 1]."""
-    random = np.random.default_rng(seed)
-    constants = {
-        "images": np.array([-1, SIDE, SIDE, 3], np.int64),
-        "white": np.array(255, np.float32),
-        "vector": np.array([-1, CHANNELS], np.int64),
-        "time": np.array([1], np.int64),
-        "fc.weight": random.normal(0, 0.7, (CHANNELS, 1)).astype(np.float32),
-    }
-    nodes = [
-        helper.make_node("Shape", ["frames"], ["lead"], end=2),
-        helper.make_node("Reshape", ["frames", "images"], ["flat"]),
-        helper.make_node("Transpose", ["flat"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["planes"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["floats", "white"], ["x0"]),
-    ]
-
-    def conv(source: str, name: str, channels: int, norm: bool) -> str:
-        shape = (CHANNELS, channels, 3, 3)
-        constants[f"{name}.weight"] = random.normal(0, (2 / 9 / channels) ** 0.5, shape).astype(
-            np.float32
-        )
-        inputs = [source, f"{name}.weight"]
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}.y"], name, pads=[1] * 4))
-        if not norm:
-            return f"{name}.y"
-        parameters = [f"{name}.{part}" for part in ("gamma", "beta", "mean", "var")]
-        for parameter, low in zip(parameters, (0.5, -0.5, -0.2, 0.5), strict=True):
-            constants[parameter] = random.uniform(low, low + 1, CHANNELS).astype(np.float32)
-        nodes.append(
-            helper.make_node("BatchNormalization", [f"{name}.y", *parameters], [f"{name}.n"])
-        )
-        return f"{name}.n"
-
-    nodes.append(helper.make_node("Relu", [conv("x0", "stem", 3, norm=True)], ["x1"]))
-    nodes.append(helper.make_node("Relu", [conv("x1", "first", CHANNELS, norm=True)], ["x2"]))
-    nodes.append(
-        helper.make_node("Add", [conv("x2", "second", CHANNELS, norm=True), "x1"], ["sum"])
-    )
-    nodes += [
-        helper.make_node("Relu", ["sum"], ["x3"]),
-        helper.make_node("GlobalAveragePool", ["x3"], ["pooled"]),
-        helper.make_node("Reshape", ["pooled", "vector"], ["features"]),
-        helper.make_node("MatMul", ["features", "fc.weight"], ["logits"]),
-        helper.make_node("Sigmoid", ["logits"], ["scores"]),
-        helper.make_node("Reshape", ["scores", "lead"], ["frame_scores"]),
-        helper.make_node("ReduceMean", ["frame_scores", "time"], ["score"], keepdims=0),
-    ]
-    return make_graph(nodes, constants)
-
-
-def original_scores(frames: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(
-        conv_graph().SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return session.run(["frame_scores"], {"frames": frames})[0]
-
-
-def make_clips(count: int, seed: int, length: int = 6) -> list[np.ndarray]:
-    """Clips of different colour and contrast, so that their scores differ."""
-    random = np.random.default_rng(seed)
-    clips = []
-    for _ in range(count):
-        colour = random.uniform(0, 255, 3)
-        noise = random.normal(0, random.uniform(0, 60), (length, SIDE, SIDE, 3))
-        clips.append((colour + noise).clip(0, 255).astype(np.uint8))
-    return clips
 
 
 @pytest.fixture
@@ -116,25 +53,6 @@ def bundle(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMCLI_HOME", str(tmp_path))
     made = make_tiny_bundle(tmp_path, graph=conv_graph(), frame_scores=original_scores)
     return with_tolerance(made, INT8)
-
-
-def with_tolerance(bundle, tolerance):
-    tolerances = {
-        **bundle.spec.tolerances,
-        "int8": tolerance,
-        "bf16": tolerance,
-    }
-    spec = dataclasses.replace(bundle.spec, tolerances=tolerances)
-    write_manifest(dataclasses.replace(bundle, spec=spec))
-    return read_bundle(bundle.root)
-
-
-def content(root):
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in root.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_int8_end_to_end(bundle):
@@ -151,11 +69,19 @@ def test_int8_end_to_end(bundle):
     assert installed.variants["fp32"] == bundle.variants["fp32"]
     verify_files(installed, variant)
     folder = variant.graph.removesuffix("/model.onnx")
-    assert set(variant.files) == {f"{folder}/model.onnx", f"{folder}/model.bin"}
-    assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
-    assert len({path.stat().st_mode for path in (bundle.root / folder).iterdir()}) == 1
-    assert variant.engines == ("openvino",)
-    engine, holdout = variant.parity
+    names = ("model.onnx", "model.bin", "signed/model.onnx", "signed/model.bin")
+    assert set(variant.files) == {f"{folder}/{name}" for name in names}
+    listed = {path.name for path in bundle.root.iterdir()}
+    assert listed == {"manifest.json", "PARITY.md", "fp32", folder}
+    files = [path for path in (bundle.root / folder).rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1
+    assert variant.engines == ("openvino", "tensorrt", "tensorrt-rtx")
+    signed = bundle.root / folder / "signed/model.onnx"
+    assert installed.graph_path(variant, "tensorrt") == signed
+    assert graph_facts(signed).quantised_to == {"int8"}
+    assert "uint8" in graph_facts(installed.graph_path(variant)).quantised_to
+    engine, twin, holdout = variant.parity
+    assert (twin["scheme"], holdout["scheme"]) == ("s8s8", "u8s8")
     assert holdout["clips"] == 14
     assert holdout["max_abs"] <= INT8.max_abs
     assert holdout["int8_layers"] + len(holdout["float_layers"]) == 2
@@ -187,7 +113,8 @@ def test_another_int8_replaces_the_first(bundle):
     make_variant(bundle, "int8", calibration=make_clips(12, seed=1), holdout=holdout)
     second = make_variant(bundle, "int8", calibration=make_clips(12, seed=9), holdout=holdout)
     folder = second.graph.removesuffix("/model.onnx")
-    assert {path.name for path in bundle.root.iterdir()} == {"manifest.json", "fp32", folder}
+    listed = {path.name for path in bundle.root.iterdir()}
+    assert listed == {"manifest.json", "PARITY.md", "fp32", folder}
     verify_files(read_bundle(bundle.root), second)
 
 
@@ -205,16 +132,11 @@ def test_int8_needs_enough_and_different_videos(bundle):
         make_variant(bundle, "int8", calibration=[clips[0][:, :5]], holdout=clips)
 
 
-def test_precisions_that_cannot_be_made(bundle, monkeypatch):
-    from memcli.engines import openvino
-
+def test_precisions_that_cannot_be_made(bundle):
     with pytest.raises(UsageError, match="fp32"):
         make_variant(bundle, "fp32")
-    with pytest.raises(EngineError, match="fp16"):
+    with pytest.raises(ModelError, match="no tolerance for fp16"):
         make_variant(bundle, "fp16")
-    monkeypatch.setattr(openvino, "cpu_capabilities", lambda: frozenset({"FP32"}))
-    with pytest.raises(EngineError, match="no native bf16"):
-        make_variant(bundle, "bf16")
     assert set(read_bundle(bundle.root).variants) == {"fp32"}
 
 
@@ -250,11 +172,9 @@ def test_bf16_that_openvino_does_not_execute_is_refused(bundle, monkeypatch):
 )
 def test_bf16_executes_the_fp32_graph(bundle):
     variant = make_variant(bundle, "bf16", holdout=make_clips(3, seed=2))
-    assert variant.parity[-1]["clips"] == 3
-    assert variant.graph == bundle.variants["fp32"].graph
-    assert open_engine(read_bundle(bundle.root), precision="bf16").engine.describe().precision == (
-        "bf16"
-    )
+    installed = read_bundle(bundle.root)
+    assert installed.graph_path(variant, "openvino") == bundle.root / "fp32/model.onnx"
+    assert open_engine(installed, precision="bf16").engine.describe().precision == ("bf16")
 
 
 def test_folding_changes_nothing_but_rounding():
@@ -298,7 +218,8 @@ def test_quantised_graph_is_valid_onnx_and_close_in_another_runtime():
     exact = session.run(["frame_scores"], {"frames": frames})[0]
     np.testing.assert_allclose(exact, original_scores(frames), atol=0.03)
     # OpenVINO's integer kernels against the standard: the order of float operations differs.
-    np.testing.assert_allclose(int8.clip_scores(quantised, frames), exact, atol=2e-3)
+    (found,) = run_batches(quantised, [{"frames": frames}])
+    np.testing.assert_allclose(found["frame_scores"], exact, atol=2e-3)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -341,10 +262,13 @@ def test_gate_names_the_worst_clip():
 
 def test_calibration_frames_are_spread_over_all_clips():
     clips = [np.full((10, SIDE, SIDE, 3), value, np.uint8) for value in range(30)]
-    data = make_calibration_set(clips, make_clips(14, seed=2, length=5), TINY_PREP)
-    assert data.frames.shape == (96, SIDE, SIDE, 3)
-    assert set(data.frames[:, 0, 0, 0].tolist()) == set(range(30))
-    assert data.holdout.shape == (14, 5, SIDE, SIDE, 3)
+    spec = _spec("tiny", TINY_PREP)
+    data = make_calibration_set(spec, clips, make_clips(14, seed=2, length=5))
+    frames = np.concatenate([batch["frames"][0] for batch in data.batches])
+    assert frames.shape == (96, SIDE, SIDE, 3)
+    assert set(frames[:, 0, 0, 0].tolist()) == set(range(30))
+    assert {feeds["frames"].shape for feeds in data.holdout} == {(1, 5, SIDE, SIDE, 3)}
+    assert len(data.holdout) == 14
 
 
 def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
@@ -396,3 +320,20 @@ def test_initialisers_of_the_quantised_graph_hold_no_float_weights():
     tensors = {t.name: t for t in quantise(model, layers, ranges).graph.initializer}
     assert "first.weight" not in tensors
     assert numpy_helper.to_array(tensors["first.weight.int8"]).dtype == np.int8
+
+
+def test_fp8_is_for_tensorrt(bundle):
+    tolerances = {**bundle.spec.tolerances, "fp8": INT8}
+    spec = dataclasses.replace(bundle.spec, tolerances=tolerances)
+    write_manifest(dataclasses.replace(bundle, spec=spec))
+    data = {"calibration": make_clips(12, seed=1), "holdout": make_clips(14, seed=2)}
+    variant = make_variant(read_bundle(bundle.root), "fp8", **data)
+    assert (variant.precision, variant.engines) == ("fp8", ("tensorrt", "tensorrt-rtx"))
+    assert variant.parity[-1]["scheme"] == "fp8"
+    assert 0 < variant.parity[-1]["max_abs"] <= INT8.max_abs
+    installed = read_bundle(bundle.root)
+    verify_files(installed, variant)
+    graph = onnx.load(installed.graph_path(variant))
+    kinds = {tensor.data_type for tensor in graph.graph.initializer}
+    assert TensorProto.FLOAT8E4M3FN in kinds
+    assert TensorProto.INT8 not in kinds

@@ -144,6 +144,7 @@ def test_precisions_that_no_longer_fit_are_named(home, change):
     assert set(new.variants) == kept
     assert sorted(path.name for path in new.root.iterdir()) == [
         LICENSE_FILE,
+        "PARITY.md",
         "fp32",
         "manifest.json",
     ]
@@ -213,7 +214,17 @@ def test_without_a_runtime_the_gate_is_left_to_the_first_use(home, monkeypatch):
     said = []
     bundle = build_bundle(SPEC, pulled(home), reference=reference(), report=said.append)
     assert bundle.variants["fp32"].parity == []
-    assert "will be verified at its first use" in said[0]
+    assert said[0] == "no runtime is installed: the graph will be verified at its first use"
+
+
+@pytest.mark.parametrize("of", ["fp8", "int8"])
+def test_runtimes_that_do_not_compute_in_a_precision_are_not_called_absent(home, of):
+    bundle = build_bundle(SPEC, pulled(home), reference=reference())
+    variant = dataclasses.replace(bundle.variants["fp32"], precision=of, engines=("tensorrt",))
+    said = []
+    assert build.gate_everywhere(bundle, variant, said.append) == []
+    told = f"no runtime here computes in {of}: the graph will be verified at its first use"
+    assert said == [told]
 
 
 @pytest.mark.parametrize("missing", ["model.bin", "model.onnx", LICENSE_FILE])

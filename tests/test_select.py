@@ -115,7 +115,7 @@ def test_records_hold_for_exactly_what_was_verified(bundle, change, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "garbage", "[]", '{"schema": 9}', '{"schema": 1, "records": []}', "[" * 99999]
+    "content", ["", "garbage", "[]", '{"schema": 9}', '{"schema": 2, "records": []}', "[" * 99999]
 )
 def test_damaged_records_are_a_cache_miss(bundle, home, content):
     (home / "verified.json").write_text(content)
@@ -134,7 +134,7 @@ def test_damaged_entries_are_a_cache_miss(bundle, home):
         {k: v for k, v in make_report(1).to_dict().items() if k != "clips_per_s"},  # 0.1.0
         {**make_report(1).to_dict(), "more": 1},
     ):
-        content = {"schema": 1, "records": {key.text(): entry}}
+        content = {"schema": 2, "records": {key.text(): entry}}
         (home / "verified.json").write_text(json.dumps(content))
         assert records.load(key) is None
 
@@ -208,7 +208,7 @@ def test_bf16_without_the_instructions_is_said(home, monkeypatch):
     bundle = make_tiny_bundle(home, precisions=("fp32", "bf16"))
     with pytest.raises(EngineError, match="no native bf16"):
         open_engine(bundle, precision="bf16", engine="openvino")
-    with pytest.raises(EngineError, match="no engine can run tiny"):
+    with pytest.raises(EngineError, match="no native bf16"):
         open_engine(bundle, precision="bf16")
     selection = open_engine(bundle)  # precision auto: fp32, and the reason says what was not
     assert selection.variant.precision == "fp32"
@@ -232,9 +232,18 @@ def test_engine_outside_the_variant(bundle):
         open_engine(read_bundle(bundle.root), engine="onnxruntime")
 
 
-def test_tensorrt_is_not_in_this_version(bundle):
-    with pytest.raises(EngineError, match="not available in this version"):
-        open_engine(bundle, engine="tensorrt")
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_is_for_gpus(bundle, engine):
+    with pytest.raises(DeviceError, match="runs on NVIDIA GPUs, not on 'cpu'"):
+        open_engine(bundle, engine=engine, device="cpu")
+
+
+def test_tensorrt_alone_is_a_runtime(bundle, monkeypatch):
+    """Not "no runtime is installed": what is missing is said by the engine that was asked for."""
+    monkeypatch.setattr(candidates, "installed_runtimes", lambda: ())
+    monkeypatch.setattr(candidates, "installed_tensorrt", lambda name: "tensorrt")
+    with pytest.raises(EngineError, match="cannot run with"):
+        open_engine(bundle)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +275,7 @@ def test_cuda_without_cuda_is_an_error(bundle):
 
 def test_no_runtime_at_all_names_both_extras(bundle, monkeypatch):
     monkeypatch.setattr(candidates, "installed_runtimes", lambda: ())
+    monkeypatch.setattr(candidates, "installed_tensorrt", lambda name: None)
     with pytest.raises(MissingDependencyError) as caught:
         open_engine(bundle)
     assert "memcli[cpu]" in str(caught.value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcli.commands.options import json_option
+from memcli.commands.options import OrderedGroup, json_option
 from memcli.errors import UsageError
 from memcli.text import plural, printable
 
@@ -19,19 +19,7 @@ if TYPE_CHECKING:
     from memcli.spec import ModelSpec, PublishedResult
 
 
-class _Group(click.Group):
-    """Lists its commands in the order they are written, and no line of help cut."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            lines = {name: (one.help or "").splitlines()[0] for name, one in self.commands.items()}
-            formatter.write_dl(list(lines.items()))
-
-
-@click.group(name="models", cls=_Group, invoke_without_command=True)
+@click.group(name="models", cls=OrderedGroup, invoke_without_command=True)
 @json_option("The list as JSON on standard output.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
@@ -213,10 +201,16 @@ def _parity_lines(variant: Variant) -> list[str]:
     for report in variant.parity:
         srcc = f", SRCC {report['srcc']:.4f}" if report.get("srcc") is not None else ""
         lines.append(
-            f"            {report.get('engine') or report.get('frames_of')}:"
+            f"            {_compared(report)}:"
             f" max |difference| {report['max_abs']:.2g}, mean {report['mean_abs']:.2g}{srcc}"
         )
     return lines
+
+
+def _compared(report: dict[str, Any]) -> str:
+    """On what and by what a graph was compared, as far as the report tells."""
+    of = report.get("inputs") or report.get("frames_of")
+    return ", ".join(filter(None, (of, report.get("engine") or report.get("runtime"))))
 
 
 @command.command(name="pull")
@@ -246,18 +240,30 @@ def pull(name: str, wheel: Path | None, offline: bool) -> None:
 
 @command.command(name="add")
 @click.argument("file", type=click.Path(path_type=Path))
-def add(file: Path) -> None:
+@click.option(
+    "--encoder",
+    "encoders",
+    multiple=True,
+    metavar="[REPO=]DIR",
+    help="A folder that has the encoder of a light file. May be repeated.",
+)
+@click.option("--offline", is_flag=True, help="Never use the network.")
+def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
     """Install a bundle: a .memcli file or a folder.
+
+    A light file (memcli export --light) gets its encoders from the hub, or from the folders of
+    --encoder, and is then the same as the whole one, byte for byte. torch is not needed.
 
     \b
     Examples:
       memcli models add early-fusion.memcli
       memcli models add ./early-fusion
+      memcli models add late-fusion-light.memcli --encoder ./siglip --encoder ./distilroberta
     """
     from memcli import store
     from memcli.progress import say
 
-    bundle = store.add(file, report=say)
+    bundle = store.add(file, report=say, encoders=encoders, offline=offline)
     precisions = ", ".join(bundle.variants)
     click.echo(printable(f"installed {bundle.model} ({precisions}) in {bundle.root}"))
 

@@ -14,6 +14,18 @@ from memcli.spec import PRECISIONS
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class OrderedGroup(click.Group):
+    """Lists its commands in the order they are written, and no line of help cut."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            lines = {name: (one.help or "").splitlines()[0] for name, one in self.commands.items()}
+            formatter.write_dl(list(lines.items()))
+
+
 def _as_json(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
     if ctx.obj is not None:
         ctx.obj.as_json = value

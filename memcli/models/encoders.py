@@ -102,8 +102,9 @@ DISTILROBERTA_PREP = TextPrep(max_tokens=512, pad_id=1)
 DISTILBERT_PREP = TextPrep(max_tokens=512, pad_id=0)
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(max_abs=1e-4, mean_abs=5e-5),
-    "fp16": Tolerance(max_abs=0.01, mean_abs=0.005),
-    "bf16": Tolerance(max_abs=0.01, mean_abs=0.005),
+    "fp32": Tolerance(max_abs=1e-4, mean_abs=5e-5, min_cosine=0.9999),
+    "fp16": Tolerance(max_abs=0.01, mean_abs=0.005, min_cosine=0.999),
+    "bf16": Tolerance(max_abs=0.01, mean_abs=0.005, min_cosine=0.999),
     "int8": Tolerance(max_abs=0.03, mean_abs=0.01, min_srcc=0.99),
+    "fp8": Tolerance(max_abs=0.03, mean_abs=0.01, min_srcc=0.99),
 }

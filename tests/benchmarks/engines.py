@@ -29,12 +29,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from memcli.engines.base import Engine
 from memcli.engines.bundle import Bundle, Variant, read_bundle
 from memcli.engines.loading import cpu_features, cpu_name
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
 from memcli.engines.reference import synthetic_frames
-from memcli.engines.verify import compare, run_scores
+from memcli.engines.verify import INPUT, compare, run_scores
 from memcli.errors import MemcliError, VideoError
 from memcli.export.build import build_bundle
 from memcli.export.calibration import split_by_video
@@ -138,8 +139,13 @@ def candidates(bundle: Bundle, threads: int | None) -> dict[str, Score]:
             except MemcliError as error:
                 say(f"without {name} {variant.precision}: {error.what}")
                 continue
-            found[f"{name} {variant.precision}"] = functools.partial(run_scores, engine)
+            found[f"{name} {variant.precision}"] = functools.partial(frame_scores, engine)
     return found
+
+
+def frame_scores(engine: Engine, clips: np.ndarray) -> np.ndarray:
+    """Scores of frames [B, T] of clips [B, T, H, W, 3]."""
+    return run_scores(engine, {INPUT: clips}, frame_scores=True).rows
 
 
 def torch_scores(bundle: Bundle, threads: int | None) -> tuple[Score, Score]:

@@ -1,0 +1,404 @@
+"""What `memcli export` does: training runs to fp32, fp32 to other precisions, engines, packing."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from memcli import store
+from memcli.compiling import EngineOptions, compile_engine
+from memcli.errors import MissingDependencyError, ModelError, UsageError
+from memcli.models import DEFAULT_MODEL, MODELS
+from memcli.spec import ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from memcli.captions import Captions
+    from memcli.engines.bundle import Bundle, Variant
+    from memcli.export.calibration import CalibrationClips
+    from memcli.export.calibration_captions import CalibrationCaptions
+    from memcli.export.ranges import Method
+    from memcli.train.run import Run
+
+Target = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
+Report = Callable[[str], None]
+_CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+_NOT_OPENVINO: tuple[Precision, ...] = ("fp16", "fp8")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What was asked for."""
+
+    models: tuple[str, ...] = ()
+    """None: the run's, all that are installed, or the default model."""
+    precisions: tuple[Precision, ...] = ()
+    run: Path | None = None
+    calibration: Path | None = None
+    """Videos."""
+    captions: Path | None = None
+    method: Method | None = None
+    target: Target = "onnx"
+    target_capability: str | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    output: Path | None = None
+    """A folder, or a file that ends in `.memcli`."""
+    light: bool = False
+    """Pack without the weights of public encoders."""
+    offline: bool = False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether an engine is to be compiled now."""
+        return self.target in ("tensorrt", "tensorrt-rtx")
+
+    @property
+    def packs_one(self) -> bool:
+        """Whether the output is a file."""
+        return self.output is not None and self.output.suffix == store.ARCHIVE_SUFFIX
+
+    @property
+    def steps(self) -> tuple[Precision | None, ...]:
+        """Precisions to make of each model; None where it is only packed or compiled."""
+        if self.precisions:
+            return self.precisions
+        only = self.run is None and (self.output is not None or self.compiles)
+        return (None,) if only else ("fp32",)
+
+
+def check_request(request: ExportRequest) -> None:
+    """Raise UsageError for what makes no sense, before minutes of work."""
+    if request.run is not None and request.precisions and "fp32" not in request.precisions:
+        raise UsageError(
+            "--run makes fp32; other precisions are made from the installed model",
+            next_step="First without a precision, then without --run.",
+        )
+    if request.run is not None and len(request.models) > 1:
+        raise UsageError("a run is of one model", where=str(request.run))
+    if request.target_capability is not None and request.target != "tensorrt-rtx":
+        raise UsageError(
+            "--target-capability is for TensorRT-RTX, which alone builds for other GPUs",
+            next_step="Add --target tensorrt-rtx",
+        )
+    if (given := request.engine.named()) and not request.compiles:
+        raise UsageError(
+            f"{given[0]} is for compiled engines, and none is asked for",
+            next_step="Add --target tensorrt or --target tensorrt-rtx",
+        )
+    request.engine.check()
+    _check_used(request)
+    if request.target == "openvino":
+        for precision in request.precisions:
+            if precision in _NOT_OPENVINO:
+                raise UsageError(
+                    f"OpenVINO does not execute {precision} on a CPU",
+                    next_step="Use --bf16 or --int8, or another --target",
+                )
+    output = request.output
+    if request.light and output is None:
+        raise UsageError("--light is for packing", next_step="Add --output FILE.memcli")
+    if request.light and set(request.precisions) - {"fp32"}:
+        raise UsageError(
+            "a light file holds fp32 only",
+            next_step="Make other precisions where it is added, or pack without --light.",
+        )
+    if output is None:
+        return
+    if output.suffix and not request.packs_one and not output.is_dir():
+        raise UsageError(
+            "a packed model has another ending",
+            where=str(output),
+            next_step=f"Use --output {output.with_suffix(store.ARCHIVE_SUFFIX).name}, or a folder",
+        )
+    if request.packs_one and len(request.models) > 1:
+        raise UsageError(
+            "several models do not go into one file", next_step="Name a folder: --output DIR"
+        )
+    store.check_output(output)
+
+
+def _check_used(request: ExportRequest) -> None:
+    """Raise UsageError for an option that no precision of the request has a use for."""
+    made = [one for one in request.steps if one not in (None, "fp32")]
+    if request.method is not None and not set(made) & set(_CALIBRATED):
+        raise UsageError(
+            "--method is how int8 and fp8 choose ranges, and neither is asked for",
+            next_step="Add --int8 or --fp8",
+        )
+    inputs = {"--calibration": request.calibration, "--captions": request.captions}
+    for option, value in inputs.items():
+        if value is not None and not made:
+            raise UsageError(
+                f"{option} is for precisions that are made from fp32, and none is asked for",
+                next_step="Add --fp16, --bf16, --int8 or --fp8",
+            )
+
+
+def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
+    """Raise UsageError for inputs that none of the models takes.
+
+    Of several models, those that have no use for some go without; that is reported.
+    """
+    specs = [_spec_of(model) for model in models]
+    known = [spec for spec in specs if spec is not None]
+    if len(known) < len(specs):
+        return  # what is wrong with a model is said when its turn comes
+    names = ", ".join(models)
+    if request.calibration is not None and all(spec.prep is None for spec in known):
+        raise UsageError(
+            f"--calibration names videos, and no frames are read by {names}",
+            next_step="Give captions: --captions FILE",
+        )
+    if request.captions is None:
+        return
+    if all(spec.text is None for spec in known):
+        raise UsageError(f"--captions: no captions are read by {names}")
+    alone = any(spec.text is not None and spec.prep is None for spec in known)
+    if request.calibration is None and not alone:
+        raise UsageError(
+            "--captions are of videos, and none were given",
+            next_step="Add --calibration DIR",
+        )
+
+
+def _spec_of(model: str) -> ModelSpec | None:
+    """What the installed model is, or will be; None if that is not known."""
+    if store.is_installed(model):
+        try:
+            return store.find(model).spec
+        except ModelError:
+            return None
+    return MODELS.get(model)
+
+
+def models_of(request: ExportRequest) -> tuple[str, ...]:
+    """The models that were named, or the installed ones that can be meant.
+
+    Raises UsageError for several models where one file is to be written.
+    """
+    if request.models:
+        return request.models
+    if request.run is not None:
+        from memcli.train.run import read_run
+
+        return (read_run(request.run).model,)
+    if request.precisions and "fp32" not in request.precisions:
+        names = tuple(bundle.model for bundle in store.installed()) or (DEFAULT_MODEL,)
+        if request.packs_one and len(names) > 1:
+            raise UsageError(
+                f"several models are installed: {', '.join(names)}", next_step="Name one of them"
+            )
+        return names
+    return (DEFAULT_MODEL,)
+
+
+def export_one(
+    request: ExportRequest, model: str, precision: Precision | None, report: Report
+) -> list[str]:
+    """Carry out one step for one model; gives lines that say what became of it.
+
+    Later steps use what this one installs: after an error they would use an older model. Raises as
+    `memcli.export` does; an installed model is then as it was.
+    """
+    lines: list[str] = []
+    if precision == "fp32":
+        lines += _export_run(_find_run(model, request.run), request.offline, report)
+    bundle = _installed(request, model, report)
+    if precision not in (None, "fp32"):
+        assert precision is not None
+        lines += _make_precision(bundle, precision, request, report)
+        bundle = store.find(model)
+    if request.compiles:
+        assert request.target == "tensorrt" or request.target == "tensorrt-rtx"
+        told = compile_engine(
+            bundle,
+            precision,
+            request.target,
+            target_capability=request.target_capability,
+            options=request.engine,
+            output=_plans_folder(request),
+            report=report,
+        )
+        lines.append(told)
+    return lines
+
+
+def pack_one(request: ExportRequest, model: str, report: Report) -> list[str]:
+    """Pack a model whose steps all succeeded, if that was asked for; gives lines that say so.
+
+    Raises as `memcli.store.pack` and `memcli.packing.pack_light` do.
+    """
+    if request.output is None:
+        return []
+    target = request.output
+    if not request.packs_one:
+        target.mkdir(exist_ok=True)
+        target = target / f"{model}{store.ARCHIVE_SUFFIX}"
+    return _pack(store.find(model), target, request, report)
+
+
+def left_undone(request: ExportRequest, model: str, failed: Precision | None) -> str:
+    """What is not made of a model because the step `failed`; empty if there is nothing."""
+    later = request.steps[request.steps.index(failed) + 1 :]
+    parts = [f"not made: {', '.join(str(one) for one in later)}"] if later else []
+    parts += ["nothing was packed"] if request.output is not None else []
+    return f"{model}: {'; '.join(parts)}" if parts else ""
+
+
+def _pack(bundle: Bundle, target: Path, request: ExportRequest, report: Report) -> list[str]:
+    if not request.light:
+        store.pack(bundle, target)
+        return [f"packed into {target}"]
+    from memcli.packing import pack_light
+
+    return pack_light(bundle, target, run=request.run, offline=request.offline, report=report)
+
+
+def _installed(request: ExportRequest, model: str, report: Report) -> Bundle:
+    """The installed bundle; one that is published is pulled, one that was trained is exported."""
+    published = model in MODELS and MODELS[model].weights is not None
+    if not store.is_installed(model) and not published and model in MODELS:
+        from memcli.train.run import latest_run
+
+        if request.run is None:
+            try:
+                latest_run(model)
+            except ModelError:
+                store.find(model)  # says how to get it
+        for line in _export_run(_find_run(model, request.run), request.offline, report):
+            report(line)
+    return store.ensure(model, offline=request.offline, report=report)
+
+
+def _find_run(model: str, folder: Path | None) -> Run:
+    """The run that was asked for.
+
+    Raises UsageError for a model that is not trained or a run of another one, ModelError for a
+    model without a run.
+    """
+    from memcli.train.run import latest_run, read_run
+
+    if folder is not None:
+        run = read_run(folder)
+        if model != run.model:
+            raise UsageError(f"this is a run of {run.model}, not of {model}", where=str(folder))
+        return run
+    what = "Name a precision (--fp16, --bf16, --int8) or --output"
+    if model in MODELS and MODELS[model].weights is not None:
+        raise UsageError(f"nothing to do: {model} is published in fp32", next_step=what)
+    try:
+        found = latest_run(model)
+    except ModelError:
+        if not store.is_installed(model):
+            store.find(model)  # says how to get it
+        if model in MODELS:
+            raise
+        raise UsageError(
+            f"nothing to do: {model} is installed, and was not trained on this machine",
+            next_step=what,
+        ) from None
+    return read_run(found)
+
+
+def _export_run(run: Run, offline: bool, report: Report) -> list[str]:
+    for package in ("torch", "transformers", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(
+                package,
+                purpose="exporting a training run",
+                install="pip install 'memcli[export]'",
+            )
+    from memcli.export.trained import export_run
+
+    report(f"run {run.folder.name}: {run.model}, trained on {run.spec.trained_on} ({run.folder})")
+    bundle = export_run(run, offline=offline, report=report)
+    return [
+        f"{bundle.model} is installed, in fp32, from {run.folder}",
+        f"Use it: memcli score VIDEOS --model {bundle.model}",
+    ]
+
+
+def _make_precision(
+    bundle: Bundle, precision: Precision, request: ExportRequest, report: Report
+) -> list[str]:
+    """Add a precision to an installed bundle. Raises UsageError for int8 without videos."""
+    from memcli.captions import read_captions
+    from memcli.export.calibration import CalibrationClips, read_calibration
+    from memcli.export.precision import make_variant
+
+    spec = bundle.spec
+    clips = CalibrationClips([], [])
+    if spec.prep is not None and request.calibration is not None:
+        clips = read_calibration(request.calibration, spec.prep, report=report)
+    elif spec.prep is not None and precision in _CALIBRATED:
+        raise UsageError(
+            f"--{precision} is verified on real videos, and none were given",
+            next_step=f"Name some of yours: memcli export {bundle.model} --{precision}"
+            " --calibration DIR",
+        )
+    elif spec.prep is None and request.calibration is not None:
+        report(f"{bundle.model} reads no frames: made without --calibration")
+    captions = None
+    if spec.text is None and request.captions is not None:
+        report(f"{bundle.model} reads no captions: made without --captions")
+    elif spec.prep is not None and request.captions is not None and request.calibration is None:
+        report(f"{bundle.model}: made without --captions, which are of no videos that were given")
+    elif request.captions is not None:
+        clips, captions = _captions(
+            read_captions(request.captions), clips, spec.prep is None, report
+        )
+    variant = make_variant(
+        bundle,
+        precision,
+        calibration=clips.calibration,
+        holdout=clips.holdout,
+        captions=captions,
+        method=request.method,
+        report=report,
+    )
+    return _told(bundle.model, variant)
+
+
+def _captions(
+    captions: Captions, clips: CalibrationClips, alone: bool, report: Report
+) -> tuple[CalibrationClips, CalibrationCaptions]:
+    """Captions of the clips, which lose those without; or of whatever the file has."""
+    from memcli.export.calibration_captions import captions_of_file, captions_of_videos
+
+    if alone:
+        return clips, captions_of_file(captions.entries.values(), captions.name)
+    return captions_of_videos(clips, captions.of, captions.name, report)
+
+
+def _told(model: str, variant: Variant) -> list[str]:
+    """What the gate measured, one line for each kind of input."""
+    lines = []
+    for one in variant.parity:
+        text = f"{model} {variant.precision}: max |difference| {one['max_abs']:.4f}"
+        text += f", mean {one['mean_abs']:.4f}"
+        if one.get("srcc") is not None:
+            text += f", SRCC {one['srcc']:.4f}"
+        if one.get("cosine_min") is not None:
+            text += f", cosine of embeddings at least {one['cosine_min']:.5f}"
+        inputs = one.get("inputs") or one.get("frames_of") or "reference clips"
+        by = one.get("runtime") or one.get("engine")
+        lines.append(f"{text} on {one['clips']} {inputs}{f' ({by})' if by else ''}")
+    if variant.precision == "bf16":
+        from memcli.engines.openvino import require_cpu_precision
+        from memcli.errors import MemcliError
+
+        try:
+            require_cpu_precision("bf16")
+        except MemcliError as error:
+            lines.append(f"It is for other machines: {error.what}")
+    if variant.precision in ("fp16", "fp8"):
+        lines.append("It is for GPUs; this CPU goes on with the other precisions")
+    return lines
+
+
+def _plans_folder(request: ExportRequest) -> Path | None:
+    """Where compiled engines are written for another machine: beside the packed models."""
+    output = request.output
+    return None if output is None else output.parent if request.packs_one else output

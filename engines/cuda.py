@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,8 +156,8 @@ class Cuda:
         self.check(self.runtime.cudaEventDestroy(event))
 
 
-class DeviceBuffer:
-    """Bytes in GPU memory that grow when more are needed."""
+class _Buffer(ABC):
+    """Bytes that grow when more are needed."""
 
     def __init__(self, cuda: Cuda):
         self._cuda = cuda
@@ -167,32 +168,36 @@ class DeviceBuffer:
         """At least `size` bytes; their address. What was there is lost if they grow."""
         if size > self.size or not self.pointer:
             self.free()
-            self.pointer = int(self._cuda.check(self._cuda.runtime.cudaMalloc(max(size, 1))))
+            self.pointer = int(self._cuda.check(self._allocate(max(size, 1))))
             self.size = size
         return self.pointer
 
     def free(self) -> None:
         if self.pointer:
             pointer, self.pointer, self.size = self.pointer, 0, 0
-            self._cuda.check(self._cuda.runtime.cudaFree(pointer))
+            self._cuda.check(self._release(pointer))
+
+    @abstractmethod
+    def _allocate(self, size: int) -> Any:
+        """The runtime's answer to an allocation."""
+
+    @abstractmethod
+    def _release(self, pointer: int) -> Any:
+        """The runtime's answer to giving it back."""
 
 
-class PinnedBuffer:
+class DeviceBuffer(_Buffer):
+    """Bytes in GPU memory."""
+
+    def _allocate(self, size: int) -> Any:
+        return self._cuda.runtime.cudaMalloc(size)
+
+    def _release(self, pointer: int) -> Any:
+        return self._cuda.runtime.cudaFree(pointer)
+
+
+class PinnedBuffer(_Buffer):
     """Bytes of host memory that the GPU copies from and to without the CPU's help."""
-
-    def __init__(self, cuda: Cuda):
-        self._cuda = cuda
-        self.pointer = 0
-        self.size = 0
-
-    def reserve(self, size: int) -> int:
-        """As `DeviceBuffer.reserve`."""
-        if size > self.size or not self.pointer:
-            self.free()
-            flags = self._cuda.runtime.cudaHostAllocDefault
-            pointer = self._cuda.check(self._cuda.runtime.cudaHostAlloc(max(size, 1), flags))
-            self.pointer, self.size = int(pointer), size
-        return self.pointer
 
     def view(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """The bytes as an array that shares them; `reserve` first."""
@@ -204,10 +209,12 @@ class PinnedBuffer:
         array: Array = np.frombuffer(content, dtype=kind, count=count).reshape(shape)
         return array
 
-    def free(self) -> None:
-        if self.pointer:
-            pointer, self.pointer, self.size = self.pointer, 0, 0
-            self._cuda.check(self._cuda.runtime.cudaFreeHost(pointer))
+    def _allocate(self, size: int) -> Any:
+        runtime = self._cuda.runtime
+        return runtime.cudaHostAlloc(size, runtime.cudaHostAllocDefault)
+
+    def _release(self, pointer: int) -> Any:
+        return self._cuda.runtime.cudaFreeHost(pointer)
 
 
 def driver_version(root: Path = Path("/")) -> str | None:

@@ -33,7 +33,7 @@ ZIP_ERRORS = (
     LZMAError,
     struct.error,
     EOFError,
-    NotImplementedError,  # a method of compression that nobody uses
+    NotImplementedError,  # raised by zipfile for a compression method that it does not have
     RuntimeError,  # encrypted
     ValueError,
     LookupError,

@@ -95,6 +95,7 @@ LAYERS = {
     "memcli.spec": set(),
     "memcli.home": {"memcli.errors"},
     "memcli.preprocess": {"memcli.errors", "memcli.spec"},
+    "memcli.swscale": {"memcli.preprocess", "memcli.spec"},
     "memcli.tokens": {"memcli.errors", "memcli.spec"},
     "memcli.models": {"memcli.errors", "memcli.spec", "memcli.models"},
     "memcli.engines": {

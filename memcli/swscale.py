@@ -186,23 +186,23 @@ def _rounded(first: Weights, heights: Weights, source: int, one: int) -> Weights
     rows, taps = heights.shape
     every = np.arange(rows)
     places = np.clip(first[:, None] + np.arange(taps), 0, source - 1)
-    folded = np.zeros((rows, source), np.int64)
-    np.add.at(folded, (every[:, None], places), heights)
+    folded = np.zeros_like(heights)  # what was clipped has come to lie on the edge
+    for tap in range(taps):
+        folded[every, places[:, tap] - places[:, 0]] += heights[:, tap]
     unit = np.maximum((folded.sum(axis=1) + one // 2) // one, 1)
-    weights = np.zeros_like(folded)
+    weights = np.zeros((rows, source), np.int64)
     carried = np.zeros(rows, np.int64)
     for tap in range(taps):
         inside = places[:, 0] + tap <= places[:, -1]
-        place = np.minimum(places[:, 0] + tap, source - 1)
-        wanted = folded[every, place] + carried
+        wanted = folded[:, tap] + carried
         half = np.where(wanted < 0, -(unit >> 1), unit >> 1)
         given = _divided(wanted + half, unit)
-        weights[every[inside], place[inside]] = given[inside]
+        weights[every[inside], places[inside, 0] + tap] = given[inside]
         carried = np.where(inside, wanted - given * unit, carried)
     return weights
 
 
 def _divided(value: Weights, by: int | Weights) -> Weights:
     """Division towards zero, as C's."""
-    quotient: Weights = np.abs(value) // by
+    quotient = np.abs(value) // np.asarray(by, np.int64)
     return np.where(value < 0, -quotient, quotient)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from memcli.engines.cuda import DeviceArray
+
     Array = npt.NDArray[np.generic]
 
 EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -53,8 +55,11 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by name, as new arrays. Raises EngineError if the runtime fails."""
+    def run(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+        """Every output by name, as new arrays. Raises EngineError if the runtime fails.
+
+        Engines on a GPU also take arrays that are there.
+        """
         ...
 
     def describe(self) -> EngineDescription: ...

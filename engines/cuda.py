@@ -55,6 +55,13 @@ class DeviceArray:
     """numpy.dtype."""
     owner: object = None
 
+    @property
+    def nbytes(self) -> int:
+        size = int(self.dtype.itemsize)
+        for length in self.shape:
+            size *= length
+        return size
+
     def rows(self, start: int, stop: int) -> DeviceArray:
         """A part along the first axis, without a copy."""
         size = int(self.dtype.itemsize)
@@ -63,6 +70,10 @@ class DeviceArray:
         stop = min(stop, self.shape[0])
         shape = (stop - start, *self.shape[1:])
         return DeviceArray(self.pointer + start * size, shape, self.dtype, self.owner)
+
+
+DEFAULT_STREAM = 0
+"""CUDA's own, which needs no making."""
 
 
 def device_index(device: str) -> int:
@@ -148,8 +159,16 @@ class Cuda:
         kind = self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.check(self.runtime.cudaMemcpyAsync(target, source, size, kind, stream))
 
-    def free_stream(self, stream: Any) -> None:
+    def on_device(self, target: int, source: int, size: int, stream: Any) -> None:
+        kind = self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.check(self.runtime.cudaMemcpyAsync(target, source, size, kind, stream))
+
+    def wait_stream(self, stream: Any) -> None:
+        """Let the calling thread wait for all that a stream was asked for."""
         self.check(self.runtime.cudaStreamSynchronize(stream))
+
+    def free_stream(self, stream: Any) -> None:
+        self.wait_stream(stream)
         self.check(self.runtime.cudaStreamDestroy(stream))
 
     def free_event(self, event: Any) -> None:

@@ -17,6 +17,7 @@ from memcli.errors import EngineError, MissingDependencyError, is_interrupt
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
+    from memcli.engines.cuda import DeviceArray
 
 CPU_INSTALL = "pip install 'memcli[cpu]'"
 GPU_INSTALL = "pip install 'memcli[gpu]'"
@@ -175,7 +176,7 @@ def _quantised_type(node: Any, tensors: dict[str, Any]) -> str:
     return str(onnx.TensorProto.DataType.Name(kind)).lower()
 
 
-def check_feeds(feeds: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> None:
+def check_feeds(feeds: Mapping[str, Array | DeviceArray], inputs: Sequence[TensorSpec]) -> None:
     """Compare names, element types and fixed axes with the graph's inputs.
 
     Raises EngineError. Done here because OpenVINO converts other element types silently.

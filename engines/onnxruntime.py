@@ -16,6 +16,7 @@ from memcli.errors import DeviceError, EngineError
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
+    from memcli.engines.cuda import DeviceArray
     from memcli.spec import Precision
 
 _DTYPES = {
@@ -54,8 +55,11 @@ class OnnxRuntimeEngine(Closeable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by name. Raises EngineError if the runtime refuses the input or fails."""
+    def run(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+        """Every output by name. Raises EngineError if the runtime refuses the input or fails.
+
+        On a GPU feeds may be `DeviceArray`s.
+        """
         session = self._open()
         check_feeds(feeds, self._inputs)
         names = [output.name for output in self._outputs]

@@ -16,6 +16,7 @@ from memcli.errors import DeviceError, EngineError
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
+    from memcli.engines.cuda import DeviceArray
     from memcli.spec import Precision
 
 _DTYPES = {"u8": "uint8", "i8": "int8", "i32": "int32", "i64": "int64", "f16": "float16"}
@@ -49,7 +50,7 @@ class OpenVinoEngine(Closeable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._outputs
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
         """Every output by name. Raises EngineError if the runtime refuses the input or fails."""
         request = self._open()
         check_feeds(feeds, self._inputs)

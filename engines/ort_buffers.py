@@ -1,8 +1,9 @@
 """Device buffers of an ONNX Runtime session, used again from batch to batch.
 
 Feeds are copied into device buffers of their shape, which are kept (four shapes at most), so that a
-batch costs one copy and no allocation. Where ONNX Runtime offers memory that the GPU reads directly
-(`OrtEpDevice.memory_info(HOST_ACCESSIBLE)`), feeds pass through it.
+batch costs one copy and no allocation; those that are on the GPU are copied there. Where ONNX
+Runtime offers memory that the GPU reads directly (`OrtEpDevice.memory_info(HOST_ACCESSIBLE)`),
+feeds from the host pass through it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from memcli.engines.base import TensorSpec
+from memcli.engines.cuda import DEFAULT_STREAM, Cuda, DeviceArray
 from memcli.engines.ort_cuda import PROVIDER
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
+
+    Feeds = Mapping[str, Array | DeviceArray]
 
 _SHAPES_KEPT = 4
 _NOT_RECORDED = -1
@@ -59,14 +63,17 @@ class DeviceRunner:
         self._records = records
         self._kept: OrderedDict[tuple[Any, ...], _Buffers] = OrderedDict()
         self._host_memory = _host_memory(ort, device_id)
+        self._cuda: Cuda | None = None
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Feeds) -> dict[str, Array]:
         """Every output by name, as new arrays. Raises what the runtime raises."""
         import numpy as np
 
         buffers = self._buffers(feeds)
         for name, array in feeds.items():
-            if name in buffers.staging:
+            if isinstance(array, DeviceArray):
+                self._copy_on_device(buffers.inputs[name].data_ptr(), array)
+            elif name in buffers.staging:
                 value, view = buffers.staging[name]
                 np.copyto(view, array)
                 buffers.inputs[name].update_inplace(value)
@@ -86,7 +93,15 @@ class DeviceRunner:
         self._kept.clear()
         self._session = None
 
-    def _buffers(self, feeds: Mapping[str, Array]) -> _Buffers:
+    def _copy_on_device(self, target: int, array: DeviceArray) -> None:
+        """Into the kept buffer, whose address a recorded graph may hold."""
+        if self._cuda is None:
+            self._cuda = Cuda(self._device_id)
+        self._cuda.use()
+        self._cuda.on_device(target, array.pointer, array.nbytes, DEFAULT_STREAM)
+        self._cuda.wait_stream(DEFAULT_STREAM)
+
+    def _buffers(self, feeds: Feeds) -> _Buffers:
         shape = tuple((spec.name, feeds[spec.name].shape) for spec in self._inputs)
         if shape in self._kept:
             self._kept.move_to_end(shape)
@@ -105,9 +120,7 @@ class DeviceRunner:
             self._kept[shape] = buffers
         return buffers
 
-    def _allocate(
-        self, feeds: Mapping[str, Array], output_shapes: dict[str, list[int]]
-    ) -> _Buffers:
+    def _allocate(self, feeds: Feeds, output_shapes: dict[str, list[int]]) -> _Buffers:
         make = self._ort.OrtValue.ortvalue_from_shape_and_type
         place = ("cuda", self._device_id)
         binding = self._session.io_binding()
@@ -126,7 +139,8 @@ class DeviceRunner:
                 binding.bind_output(spec.name)  # a few numbers, straight to the host
         staging = {}
         if self._host_memory is not None:
-            staging = {name: self._stage(array) for name, array in feeds.items()}
+            on_host = {n: a for n, a in feeds.items() if not isinstance(a, DeviceArray)}
+            staging = {name: self._stage(array) for name, array in on_host.items()}
         return _Buffers(binding, inputs, staging, outputs)
 
     def _stage(self, like: Array) -> tuple[Any, Array]:
@@ -155,7 +169,7 @@ def _host_memory(ort: ModuleType, device_id: int) -> Any:
 
 
 def _output_shapes(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], feeds: Mapping[str, Array]
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], feeds: Feeds
 ) -> dict[str, list[int]] | None:
     """Shapes of the outputs by the axes named as an input's; None if that is unclear."""
     known: dict[str, int] = {}

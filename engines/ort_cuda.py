@@ -25,12 +25,14 @@ from memcli.errors import DeviceError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
+    from memcli.engines.cuda import DeviceArray
 
 PROVIDER = "CUDAExecutionProvider"
 LIMIT_VARIABLE = "MEMCLI_CUDA_MEMORY_LIMIT"
 ARENA_VARIABLE = "MEMCLI_CUDA_ARENA"
 GRAPHS_VARIABLE = "MEMCLI_CUDA_GRAPHS"
 
+_SEVERITY_ERROR = 3
 _ARENAS = {"power-of-two": "kNextPowerOfTwo", "as-requested": "kSameAsRequested"}
 _GRAPHS: dict[str, Literal["auto", "on", "off"]] = {"": "auto", "auto": "auto", "1": "on"}
 _GRAPHS |= {"on": "on", "0": "off", "off": "off"}
@@ -115,13 +117,33 @@ def open_session(ort: ModuleType, graph: Path, options: Any, device_id: int) -> 
     return _started(ort, graph, options, cuda, device_id, record=False), False
 
 
+def open_stage(ort: ModuleType, graph: bytes, device_id: int) -> Any:
+    """A session of a graph that may run nowhere but on the GPU, without CUDA graphs.
+
+    Raises as `open_session`.
+    """
+    cuda = CudaOptions.from_environment()
+    _load_libraries(ort)
+    options = ort.SessionOptions()
+    options.log_severity_level = _SEVERITY_ERROR
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return _started(ort, graph, options, cuda, device_id, record=False)
+
+
 def _started(
-    ort: ModuleType, graph: Path, options: Any, cuda: CudaOptions, device_id: int, *, record: bool
+    ort: ModuleType,
+    graph: Path | bytes,
+    options: Any,
+    cuda: CudaOptions,
+    device_id: int,
+    *,
+    record: bool,
 ) -> Any:
     provider = cuda.provider(device_id, record=record)
     try:
         # Without enable_fallback=0 a provider that does not start is replaced by the CPU's.
-        session = ort.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
+        source = graph if isinstance(graph, bytes) else str(graph)
+        session = ort.InferenceSession(source, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ORT's exceptions share no public base but Exception
         raise _open_error(ort, graph, device_id, error) from error
     if PROVIDER not in session.get_providers():
@@ -147,7 +169,7 @@ def _load_libraries(ort: ModuleType) -> None:
 
 
 def _open_error(
-    ort: ModuleType, graph: Path, device_id: int, error: Exception
+    ort: ModuleType, graph: Path | bytes, device_id: int, error: Exception
 ) -> EngineError | DeviceError:
     if is_out_of_memory(error):
         return EngineError(
@@ -157,7 +179,8 @@ def _open_error(
         )
     if "CUDA" in str(error) and "provider" in str(error).lower():
         return why_no_cuda(ort, device_id)
-    return EngineError(f"onnxruntime cannot load the graph: {one_line(error)}", where=str(graph))
+    where = f"cuda:{device_id}" if isinstance(graph, bytes) else str(graph)
+    return EngineError(f"onnxruntime cannot load the graph: {one_line(error)}", where=where)
 
 
 def why_no_cuda(ort: ModuleType, device_id: int) -> DeviceError:
@@ -212,7 +235,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in _OUT_OF_MEMORY)
 
 
-def run_error(error: Exception, feeds: Mapping[str, Array]) -> EngineError:
+def run_error(error: Exception, feeds: Mapping[str, Array | DeviceArray]) -> EngineError:
     """What to say of a run that failed; out of memory names the batch."""
     if not is_out_of_memory(error):
         return EngineError(f"onnxruntime cannot run the graph: {one_line(error)}")

@@ -129,7 +129,7 @@ class TensorRtEngine(Closeable):
 
         try:
             for feeds in batches:
-                check_feeds(feeds, self._inputs)  # type: ignore[arg-type]
+                check_feeds(feeds, self._inputs)
                 shapes = {name: tuple(array.shape) for name, array in feeds.items()}
                 wider = self.profile.widened(shapes)
                 if wider is not None:

@@ -23,6 +23,7 @@ import numpy as np
 from memcli.closing import Closeable
 from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.bundle import Bundle, Variant
+from memcli.engines.cuda import DeviceArray
 from memcli.engines.reference import synthetic_captions
 from memcli.engines.select import Candidate, Selection, open_engine
 from memcli.engines.verify import ParityReport
@@ -146,12 +147,13 @@ class InstantEngine(Closeable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return ()
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Zeros, whatever the inputs."""
-        clips = len(next(iter(feeds.values())))
-        for number in range(clips):
+    def run(self, feeds: Mapping[str, Array | DeviceArray]) -> dict[str, Array]:
+        """Zeros, whatever the inputs. Keeps those that are in host memory."""
+        clips = next(iter(feeds.values())).shape[0]
+        on_host = {n: array for n, array in feeds.items() if not isinstance(array, DeviceArray)}
+        for number in range(clips if len(on_host) == len(feeds) else 0):
             if self.room_bytes > 0:
-                clip = {name: array[number : number + 1].copy() for name, array in feeds.items()}
+                clip = {name: array[number : number + 1].copy() for name, array in on_host.items()}
                 self.room_bytes -= sum(array.nbytes for array in clip.values())
                 self.kept.append(clip)
         zeros: dict[str, Array] = {"score": np.zeros(clips, np.float32)}
@@ -328,9 +330,10 @@ def measure_scorer(
     settings = replace(scorer.settings, workers=scorer.workers, batch_size=scorer.batch_size)
     instant = InstantEngine(scorer.description.device, room_bytes=_KEPT_BYTES)
     decoder = decode_scorer(settings, scorer.bundle, instant)
+    time_scoring(decoder, sources)  # on the CPU: clips in host memory, for the engine alone
+    clips, instant.room_bytes = instant.kept, 0
     decoder.use(scorer.decoding)
     time_scoring(decoder, sources)
-    clips, instant.room_bytes = instant.kept, 0
     engine = scorer.selection.engine
     time_engine(engine, clips[: scorer.batch_size], scorer.batch_size)
     decode, alone, together = [], [], []

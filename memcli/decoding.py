@@ -2,7 +2,8 @@
 
 `auto` measures: it decodes the first clips both ways, with as many workers as the run will have,
 and says what it found. Either way NVDEC is used only after it gave the same frames as the CPU, byte
-for byte, on this machine and for clips of this run.
+for byte, on this machine and for clips of this run. That also holds where the GPU resizes, which is
+done only on request.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from memcli.video import Clip
     from memcli.video.nvdec import Nvdec
 
-DecoderChoice = Literal["auto", "cpu", "nvdec"]
+DecoderChoice = Literal["auto", "cpu", "nvdec", "nvdec+gpu-resize"]
 DECODERS: tuple[DecoderChoice, ...] = get_args(DecoderChoice)
 PROBE_CLIPS = 8
 """How many of the first videos are decoded both ways."""
@@ -41,6 +42,7 @@ class Decoding:
 
     @property
     def name(self) -> str:
+        """As the rows of videos say for which it did all that it can."""
         return "cpu" if self.nvdec is None else self.nvdec.name
 
 
@@ -67,30 +69,32 @@ def choose_decoder(
     `device` is the engine's: on `cuda:N` the same GPU decodes. `paths` gives the first videos; it
     is asked only where there is something to measure.
 
-    Raises UsageError, DeviceError or MissingDependencyError where `nvdec` was asked for and cannot
-    be had. `auto` is then the CPU, and its reason says why if the engine is on a GPU.
+    Raises UsageError, DeviceError, EngineError or MissingDependencyError where NVDEC was asked for
+    and cannot be had. `auto` is then the CPU, and its reason says why if the engine is on a GPU.
     """
     if request is None:
         return Decoding(None, "the model looks at no frames")
     if choice == "cpu":
         return Decoding(None, "as asked")
     try:
-        nvdec = _open_nvdec(request, device, root)
+        nvdec = _open_nvdec(request, device, root, resize=choice == "nvdec+gpu-resize")
     except MemcliError as error:
-        if choice == "nvdec":
+        if choice != "auto":
             raise
         # A machine without a GPU has no choice of which it would have to be told.
         return Decoding(None, "" if device == "cpu" else error.what)
     found = probe(nvdec, request, list(paths())[:PROBE_CLIPS])
+    who = "NVDEC" if nvdec.resizer is None else "NVDEC with the GPU's resize"
     if found.differs is not None:
-        reason = f"NVDEC gives other frames than the CPU for {Path(found.differs).name}"
-        if choice == "nvdec":
-            raise DeviceError(reason, where=found.differs, next_step="Use --decoder cpu")
+        reason = f"{who} gives other frames than the CPU for {Path(found.differs).name}"
+        if choice != "auto":
+            other = "cpu" if choice == "nvdec" else "nvdec"
+            raise DeviceError(reason, where=found.differs, next_step=f"Use --decoder {other}")
         return Decoding(None, reason)
-    if choice == "nvdec":
-        return Decoding(nvdec, f"as asked; {found.checked()}")
+    if choice != "auto":
+        return Decoding(nvdec, f"as asked; {found.checked(who)}")
     if not found.clips:
-        return Decoding(None, "NVDEC takes none of the first videos")
+        return Decoding(None, found.checked(who))
     nvdec_is_faster = found.nvdec_s < found.cpu_s
     return Decoding(nvdec if nvdec_is_faster else None, found.speeds())
 
@@ -106,10 +110,10 @@ class Probe:
     differs: str | None = None
     """A video whose frames are not the same."""
 
-    def checked(self) -> str:
+    def checked(self, who: str) -> str:
         """What was compared."""
         if not self.clips:
-            return "NVDEC takes none of the first videos, which the CPU decodes"
+            return f"{who} takes none of the first videos"
         return f"the same frames as the CPU for the first {self.clips} videos"
 
     def speeds(self) -> str:
@@ -130,7 +134,7 @@ def probe(nvdec: Nvdec, request: ProbeRequest, paths: Sequence[str]) -> Probe:
     """
     with ThreadPoolExecutor(request.workers) as pool:
         first, _ = _round(pool, request, paths, nvdec)
-        taken = [path for path, clip in zip(paths, first, strict=True) if _is_nvdec(clip)]
+        taken = [path for path, clip in zip(paths, first, strict=True) if _is_of(nvdec, clip)]
         on_cpu, cpu_s = _round(pool, request, taken, None)
         again, nvdec_s = _round(pool, request, taken, nvdec)
     same = 0
@@ -166,22 +170,27 @@ def _round(
     return clips, time.perf_counter() - started
 
 
-def _is_nvdec(clip: Clip | None) -> bool:
-    return clip is not None and clip.decoder == "nvdec"
+def _is_of(nvdec: Nvdec, clip: Clip | None) -> bool:
+    return clip is not None and clip.decoder == nvdec.name
 
 
 def _is_same(ours: Clip, theirs: Clip) -> bool:
     import numpy as np
 
-    return np.array_equal(ours.frames, theirs.frames) and np.array_equal(
+    return np.array_equal(ours.host_frames(), theirs.host_frames()) and np.array_equal(
         ours.times_s, theirs.times_s
     )
 
 
-def _open_nvdec(request: ProbeRequest, device: str, root: Path) -> Nvdec:
+def _open_nvdec(request: ProbeRequest, device: str, root: Path, *, resize: bool) -> Nvdec:
     if request.sampling == "keyframe":
         raise UsageError(
             "key frames alone are decoded on the CPU", next_step="Leave out --decoder nvdec"
+        )
+    if resize and not device.startswith("cuda"):
+        raise UsageError(
+            f"frames are resized on the GPU for an engine that runs there, not on {device}",
+            next_step="Use --decoder nvdec, or --device cuda",
         )
     if is_jetson(root):
         raise DeviceError(
@@ -191,7 +200,12 @@ def _open_nvdec(request: ProbeRequest, device: str, root: Path) -> Nvdec:
     from memcli.video.nvdec import Nvdec
 
     index = device.partition(":")[2]
-    return Nvdec(int(index) if index.isdigit() else 0)
+    gpu = int(index) if index.isdigit() else 0
+    if not resize:
+        return Nvdec(gpu)
+    from memcli.gpu_resize import GpuResizer
+
+    return Nvdec(gpu, GpuResizer(request.prep, gpu))
 
 
 def is_jetson(root: Path = Path("/")) -> bool:

@@ -183,8 +183,10 @@ def closing_lines(summary: Summary) -> list[str]:
             f"bottleneck: {summary.bottleneck} (engine busy {summary.engine_busy_s:.1f} s,"
             f" decoding {summary.decode_busy_s:.1f} s over {plural(summary.workers, 'worker')})"
         )
-    if summary.decoder == "nvdec" and (on_cpu := summary.decoded_by.get("cpu")):
+    if summary.decoder != "cpu" and (on_cpu := summary.decoded_by.get("cpu")):
         lines.append(f"decoder: {plural(on_cpu, 'video')} on the CPU, which NVDEC does not take")
+    if summary.decoder != "nvdec" and (on_host := summary.decoded_by.get("nvdec")):
+        lines.append(f"decoder: {plural(on_host, 'video')} by NVDEC but resized on the CPU")
     if summary.failures:
         lines.append("failed:")
         lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from memcli.captions import CaptionSource
     from memcli.engines.base import Array
+    from memcli.engines.cuda import DeviceArray
     from memcli.tokens import TokenBatch, Tokeniser
     from memcli.video import Clip
     from memcli.video.nvdec import Nvdec
@@ -76,14 +77,18 @@ class Reader:
         )
         return Prepared(clip, captions, tokens)
 
-    def feeds(self, videos: Sequence[Prepared]) -> dict[str, Array]:
-        """The graph's inputs of a batch of videos: `frames` uint8 [B, T, H, W, 3], and
-        `input_ids` and `attention_mask` int64 [B, C, L], padded to the longest."""
+    def feeds(self, videos: Sequence[Prepared]) -> dict[str, Array | DeviceArray]:
+        """The graph's inputs of a batch of videos: `frames` uint8 [B, T, H, W, 3], on the GPU if
+        some of them are there already, and `input_ids` and `attention_mask` int64 [B, C, L],
+        padded to the longest."""
         import numpy as np
 
-        feeds: dict[str, Array] = {}
+        feeds: dict[str, Array | DeviceArray] = {}
         clips = [video.clip for video in videos if video.clip is not None]
-        if clips:
+        resizer = None if self.nvdec is None else self.nvdec.resizer
+        if resizer is not None and any(clip.device_frames is not None for clip in clips):
+            feeds["frames"] = resizer.gather(clips)
+        elif clips:
             first = clips[0].frames[None]
             feeds["frames"] = first if len(clips) == 1 else np.stack([c.frames for c in clips])
         tokens = [video.tokens for video in videos if video.tokens is not None]

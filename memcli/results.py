@@ -51,7 +51,7 @@ class Row:
     error: str | None = None
     """Why it failed, or what is damaged in a partial one."""
     decoder: str | None = None
-    """What decoded it: cpu or nvdec; None if nothing was decoded."""
+    """What decoded it: cpu, nvdec or nvdec+gpu-resize; None if nothing was decoded."""
     decode_ms: float | None = None
     infer_ms: float | None = None
     frame_times_s: list[float] | None = None

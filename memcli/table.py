@@ -71,7 +71,7 @@ class Summary:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """Path and reason of the first failures."""
     decoded_by: dict[str, int] = field(default_factory=dict)
-    """Videos of this run by what decoded them: `cpu`, `nvdec`."""
+    """Videos of this run by what decoded them: `cpu`, `nvdec`, `nvdec+gpu-resize`."""
     captions_cut: int = 0
     """Captions that were longer than the model takes."""
     interrupted: bool = False

@@ -27,6 +27,8 @@ class FakeGpuBuild:
         self.allocated: list[tuple[tuple[int, ...], str]] = []
         """Shape and place of every buffer."""
         self.graph_ids: list[str] = []
+        self.cpu_was_forbidden = False
+        """Whether the last session may not fall back to the CPU for any node."""
         self._host_memory = host_memory
         self._starts = starts
         self._fails = fails or {}
@@ -76,7 +78,7 @@ class FakeGpuBuild:
         return real.OrtValue.ortvalue_from_shape_and_type(shape, kind)
 
     def InferenceSession(
-        self, path: str, options: Any, providers: list[Any], enable_fallback: int
+        self, path: str | bytes, options: Any, providers: list[Any], enable_fallback: int
     ) -> Any:
         assert enable_fallback == 0
         (name, values) = providers[0]
@@ -86,6 +88,13 @@ class FakeGpuBuild:
             raise self._fails["record"]
         if "open" in self._fails:
             raise self._fails["open"]
+        try:
+            entry = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        except RuntimeError:  # not set
+            entry = "0"
+        self.cpu_was_forbidden = entry == "1"
+        if self.cpu_was_forbidden:
+            options = real.SessionOptions()  # here the CPU stands for the GPU
         session = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return _Session(session, self._starts, self._fails)
 
@@ -97,7 +106,9 @@ class _Session:
         self._fails = fails
         self.get_inputs = session.get_inputs
         self.get_outputs = session.get_outputs
-        self.io_binding = session.io_binding
+
+    def io_binding(self) -> Any:
+        return _Binding(self._session.io_binding())
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider"] * self._starts + ["CPUExecutionProvider"]
@@ -105,4 +116,27 @@ class _Session:
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         if "run" in self._fails:
             raise self._fails["run"]
-        self._session.run_with_iobinding(iobinding, run_options and run_options.real)
+        self._session.run_with_iobinding(iobinding.real, run_options and run_options.real)
+
+
+class _Binding:
+    """A real binding; addresses on the GPU are addresses here."""
+
+    def __init__(self, binding: Any):
+        self.real = binding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def bind_input(
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Any, ptr: int
+    ) -> None:
+        assert device_type == "cuda"
+        self.real.bind_input(name, "cpu", 0, element_type, shape, ptr)
+
+    def bind_output(self, name: str, *place: Any) -> None:
+        if place:
+            device_type, _device_id, element_type, shape, address = place
+            assert device_type == "cuda"
+            place = ("cpu", 0, element_type, shape, address)
+        self.real.bind_output(name, *place)

@@ -1,8 +1,10 @@
 """PyNvVideoCodec as `memcli.video.nvdec` uses it, decoding in software.
 
 It takes what NVDEC takes (start codes, parameter sets in the stream, VideoPacketFlag), holds frames
-back as it does, and gives NV12 or P016 in host memory that the next call overwrites. What it offers
-is compared with the real package's signatures in `test_nvdec_api.py`.
+back as it does, and gives NV12 or P016 that the next call overwrites: in host memory, or, where
+device memory is asked for, by the CUDA array interface, with its content there only after
+`SyncOnCUStream` and each row padded by `PyNvDecoder.padding` bytes. What it offers is compared with
+the real package's signatures in `test_nvdec_api.py`.
 """
 
 from __future__ import annotations
@@ -37,27 +39,57 @@ class PacketData:
         self.bsl_data = self.bsl = self.pts = self.decode_flag = 0
 
 
+class CAIMemoryView:
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...], address: int):
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "strides": strides,
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+
 class DecodedFrame:
-    def __init__(self, data: np.ndarray, pts: int):
+    def __init__(self, data: np.ndarray, pts: int, size: tuple[int, int] | None = None):
+        """`size`, height and width, of a frame on the device; then `data` is padded by row."""
         self._data = data
         self._pts = pts
+        self._size = size
+        self.pending: np.ndarray | None = None
+        """What comes to lie in `_data`."""
 
     def getPTS(self) -> int:
         return self._pts
 
     def framesize(self) -> int:
-        return self._data.size
+        if self._size is None:
+            return self._data.size
+        return self._size[0] * self._size[1] * 3 // 2
 
     def GetPtrToPlane(self, arg0: int) -> int:
         assert arg0 == 0
+        assert self._size is None, "an address on the device is of no use here"
         return self._data.ctypes.data
+
+    def cuda(self) -> list[CAIMemoryView]:
+        assert self._size is not None
+        height, width = self._size
+        pitch, start = self._data.shape[1], self._data.ctypes.data
+        return [
+            CAIMemoryView((height, width, 1), (pitch, 1, 1), start),
+            CAIMemoryView((height // 2, width // 2, 2), (pitch, 2, 1), start + height * pitch),
+        ]
 
 
 class PyNvDecoder:
-    def __init__(self, codec: cudaVideoCodec):
+    padding = 0
+
+    def __init__(self, codec: cudaVideoCodec, on_device: bool):
         self._codec = codec
+        self._on_device = on_device
         self._context = self._new()
-        self._lent: list[np.ndarray] = []
+        self._lent: list[DecodedFrame] = []
 
     def _new(self) -> Any:
         context = av.CodecContext.create(_NAMES[self._codec.name], "r")
@@ -65,8 +97,8 @@ class PyNvDecoder:
         return context
 
     def Decode(self, arg0: PacketData) -> list[DecodedFrame]:
-        for data in self._lent:
-            data[:] = 77  # what was lent before is gone
+        for lent in self._lent:
+            lent._data[:] = 77  # what was lent before is gone
         if not arg0.bsl:
             assert arg0.decode_flag == VideoPacketFlag.ENDOFSTREAM
             frames = self._context.decode(None)
@@ -77,8 +109,22 @@ class PyNvDecoder:
             packet = av.Packet(raw)
             packet.pts = arg0.pts
             frames = self._context.decode(packet)
-        lent = [DecodedFrame(semi_planar(frame), frame.pts) for frame in frames]
-        self._lent = [frame._data for frame in lent]
+        self._lent = [self._lend(frame) for frame in frames]
+        return list(self._lent)
+
+    def SyncOnCUStream(self) -> None:
+        for lent in self._lent:
+            if lent.pending is not None:
+                lent._data[:, : lent.pending.shape[1]] = lent.pending
+
+    def _lend(self, frame: av.VideoFrame) -> DecodedFrame:
+        data = semi_planar(frame)
+        if not self._on_device:
+            return DecodedFrame(data, frame.pts)
+        rows = data.reshape(-1, frame.width)
+        memory = np.full((len(rows), frame.width + self.padding), 77, np.uint8)
+        lent = DecodedFrame(memory, frame.pts, (frame.height, frame.width))
+        lent.pending = rows
         return lent
 
 
@@ -103,6 +149,7 @@ def make_api() -> Any:
         VideoPacketFlag=VideoPacketFlag,
         PacketData=PacketData,
         DecodedFrame=DecodedFrame,
+        CAIMemoryView=CAIMemoryView,
         PyNvDecoder=PyNvDecoder,
         decoders=[],
     )
@@ -114,9 +161,8 @@ def make_api() -> Any:
         cudastream: int = 0,
         usedevicememory: bool = False,
     ) -> PyNvDecoder:
-        assert not usedevicememory
         api.decoders.append((gpuid, codec.name))
-        return PyNvDecoder(codec)
+        return PyNvDecoder(codec, usedevicememory)
 
     api.CreateDecoder = CreateDecoder
     return api

@@ -25,7 +25,9 @@ class FakeCuda:
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
     cudaHostAllocDefault = 0
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
 
     def __init__(self, *, devices: int = 1, memory: int = 24 << 30, capability: str = "8.9"):
         self.devices = devices
@@ -34,6 +36,7 @@ class FakeCuda:
         self.driver = 13000
         self.blocks: dict[int, Any] = {}
         self.streams: dict[int, list[Any]] = {}
+        self.default_stream: list[Any] = []
         self.events: dict[int, tuple[int, object] | None] = {}
         self.copies: list[str] = []
         self.order: list[str] = []
@@ -117,13 +120,15 @@ class FakeCuda:
     cudaFreeHost = cudaFree
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> Any:
-        self.copies.append("in" if kind == 1 else "out")
+        name = {1: "in", 2: "out", 3: "within"}[kind]
+        self.copies.append(name)
 
         def copy() -> None:
-            self.order.append("in" if kind == 1 else "out")
+            self.order.append(name)
             ctypes.memmove(target, source, size)
 
-        self.streams[stream].append(copy)
+        queue = self.streams[stream] if stream else self.default_stream
+        queue.append(copy)
         return (0,)
 
     def _allocate(self, size: int) -> Any:
@@ -134,7 +139,7 @@ class FakeCuda:
         return 0, pointer
 
     def _until(self, stream: int, mark: object) -> None:
-        queue = self.streams[stream]
+        queue = self.streams[stream] if stream else self.default_stream
         if mark is not None and mark not in queue:
             return
         while queue:

@@ -15,7 +15,7 @@ import pytest
 STORED = json.loads((Path(__file__).parent / "pynvvideocodec_2_2_4.json").read_text())
 VERSION = "2.2.4"
 FUNCTIONS = ("PyNvDecoder.Decode", "DecodedFrame.getPTS", "DecodedFrame.framesize")
-FUNCTIONS += ("DecodedFrame.GetPtrToPlane",)
+FUNCTIONS += ("DecodedFrame.GetPtrToPlane", "DecodedFrame.cuda", "PyNvDecoder.SyncOnCUStream")
 
 
 def parameters(signature: str) -> list[str]:
@@ -35,6 +35,7 @@ def test_the_stand_in_takes_what_the_package_takes() -> None:
 
 def test_the_stand_in_has_the_packages_fields_and_numbers() -> None:
     assert set(vars(fake_nvdec.PacketData())) <= set(STORED["PacketData"])
+    assert "__cuda_array_interface__" in STORED["CAIMemoryView"]
     for name in ("cudaVideoCodec", "VideoPacketFlag"):
         fake = {member.name: int(member) for member in getattr(fake_nvdec, name)}
         assert fake.items() <= STORED[name].items()
@@ -51,6 +52,8 @@ found = {"CreateDecoder": first(api.CreateDecoder.__doc__)}
 for name in sys.argv[3].split():
     owner, method = name.split(".")
     found[name] = first(getattr(getattr(api, owner), method).__doc__)
+names = (n for n in dir(api.CAIMemoryView) if n == "__cuda_array_interface__" or n[0] != "_")
+found["CAIMemoryView"] = list(names)
 found["PacketData"] = [name for name in dir(api.PacketData) if not name.startswith("_")]
 for kind in ("cudaVideoCodec", "VideoPacketFlag"):
     members = getattr(api, kind).__members__
@@ -81,7 +84,7 @@ def test_the_stored_signatures_are_the_packages(tmp_path: Path) -> None:
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert set(found) == set(STORED) - {"package"}
-    for name in ("CreateDecoder", "PacketData", *FUNCTIONS):
+    for name in ("CreateDecoder", "PacketData", "CAIMemoryView", *FUNCTIONS):
         assert found[name] == STORED[name]
     for name in ("cudaVideoCodec", "VideoPacketFlag"):
         assert STORED[name].items() <= found[name].items()

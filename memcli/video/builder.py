@@ -13,7 +13,7 @@ from memcli.preprocess import FramePreparer
 from memcli.spec import FramePrep
 from memcli.video.sampling import instants
 from memcli.video.source import OpenVideo, frame_rotation
-from memcli.video.types import Clip, DecodeLimits, VideoInfo
+from memcli.video.types import Clip, DecodeLimits, DeviceFrames, DevicePicture, VideoInfo
 
 
 class ClipBuilder:
@@ -27,34 +27,32 @@ class ClipBuilder:
         self._frames = np.empty((count, *prep.frame_shape()), dtype=np.uint8)
         self._filled = np.zeros(count, dtype=np.bool_)
         self._used = 0
+        self._on_device: DeviceFrames | None = None
         self._info: VideoInfo | None = None
 
     def instants(self, begin: int, last: int, end: int) -> list[int]:
         """The ticks of the T instants to show; see `memcli.video.sampling.instants`."""
         return instants(self._sampling, begin, last, end, self.count)
 
-    def put(self, frame: av.VideoFrame, slots: Sequence[int], video: OpenVideo) -> None:
+    def put(
+        self, decoded: av.VideoFrame | DevicePicture, slots: Sequence[int], video: OpenVideo
+    ) -> None:
         """Prepare one decoded frame and show it at all `slots` of the clip.
 
-        Raises VideoError: TOO_LARGE if the frame is over the limit, UNSUPPORTED if its pixel
-        format cannot be turned into RGB.
+        The frames of a clip are all in host memory, or all on the GPU. Raises VideoError: TOO_LARGE
+        if the frame is over the limit, UNSUPPORTED if its pixel format cannot be turned into RGB.
         """
+        frame = decoded.example if isinstance(decoded, DevicePicture) else decoded
         if frame.width * frame.height > self._limits.max_pixels:
             raise VideoError(
                 VideoErrorCode.TOO_LARGE,
                 f"a frame of {frame.width} × {frame.height} pixels is over the limit",
             )
         rotation = frame_rotation(frame)
-        try:
-            first = self._frames[slots[0]]
-            self._preparer.prepare(frame, rotation, out=first)
-        except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                VideoErrorCode.UNSUPPORTED,
-                f"its pixel format {frame.format.name} cannot be turned into RGB",
-            ) from error
-        for slot in slots[1:]:
-            self._frames[slot] = first
+        if isinstance(decoded, DevicePicture):
+            self._prepare_on_device(decoded, slots)
+        else:
+            self._prepare(frame, rotation, slots)
         self._filled[list(slots)] = True
         self._used += 1
         if self._info is None:
@@ -67,6 +65,24 @@ class ClipBuilder:
                 rotation=rotation,
                 container=video.container.format.name,
             )
+
+    def _prepare(self, frame: av.VideoFrame, rotation: int, slots: Sequence[int]) -> None:
+        try:
+            first = self._frames[slots[0]]
+            self._preparer.prepare(frame, rotation, out=first)
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                VideoErrorCode.UNSUPPORTED,
+                f"its pixel format {frame.format.name} cannot be turned into RGB",
+            ) from error
+        for slot in slots[1:]:
+            self._frames[slot] = first
+
+    def _prepare_on_device(self, picture: DevicePicture, slots: Sequence[int]) -> None:
+        if self._on_device is None:
+            self._on_device = picture.plan.new_clip(self.count)
+        for slot in slots:
+            picture.plan.put(picture.planes, self._on_device, slot)
 
     def clip(
         self,
@@ -94,4 +110,6 @@ class ClipBuilder:
             rotation=self._info.rotation,
             container=self._info.container,
         )
-        return Clip(self._frames, times, info, self._used, damage)
+        on_device = self._on_device
+        frames = self._frames if on_device is None else self._frames[:0]
+        return Clip(frames, times, info, self._used, damage, device_frames=on_device)

@@ -15,11 +15,12 @@ from memcli.video import gops, keyframes, whole
 from memcli.video.builder import ClipBuilder
 from memcli.video.extent import missing_end, missing_frames
 from memcli.video.files import open_descriptor, unchanged
-from memcli.video.nvdec import NotForNvdecError, Nvdec
+from memcli.video.nvdec import GPU_RESIZE, NVDEC, Nvdec
+from memcli.video.nvdec_frames import NotForNvdecError
 from memcli.video.sampling import check_count, shown_at
 from memcli.video.source import OpenVideo, is_encrypted, open_video
 from memcli.video.timeline import Packets, Timeline, scan, timeline_of
-from memcli.video.types import Clip, DecodeLimits, Guard
+from memcli.video.types import Clip, DecodeLimits, DevicePicture, Guard
 
 _DEFAULT_LIMITS = DecodeLimits()
 
@@ -129,7 +130,7 @@ def _read_targets(
         slots[number].append(slot)
         targets[number] = timeline.starts[place]
 
-    def deliver(number: int, frame: av.VideoFrame) -> None:
+    def deliver(number: int, frame: av.VideoFrame | DevicePicture) -> None:
         builder.put(frame, slots[number], video)
 
     decode = gops.decode_targets if nvdec is None else nvdec.decode_targets
@@ -137,7 +138,9 @@ def _read_targets(
     ticks = [timeline.starts[place] - timeline.begin for place in shown]
     length = timeline.end - timeline.begin
     clip = builder.clip(ticks, length, video.stream.time_base, missing_frames(video))
-    return clip if nvdec is None else replace(clip, decoder=nvdec.name)
+    if nvdec is None:
+        return clip
+    return replace(clip, decoder=NVDEC if clip.device_frames is None else GPU_RESIZE)
 
 
 def _read_whole(fd: int, builder: ClipBuilder, limits: DecodeLimits, guard: Guard) -> Clip:

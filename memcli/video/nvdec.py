@@ -3,7 +3,8 @@
 Only the decoder is another. Timeline, choice of frames and the packets that are decoded are those
 of `memcli.video.gops`; frames are found by their timestamps; what NVDEC gives (NV12, or P016 for
 10 bit, in host memory) is laid out as FFmpeg's decoders do and goes through the same swscale pass
-to the model's size.
+to the model's size. With a resizer, 8-bit frames stay in GPU memory and are resized there, where
+that is shown to give the same bytes.
 
 H.264, HEVC, VP9 and AV1 define every decoded bit, so any decoder gives the same frames; other
 codecs do not and stay on the CPU. So do interlaced video (NVDEC would deinterlace it), chroma other
@@ -20,7 +21,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -31,64 +31,55 @@ from av.bitstream import BitStreamFilterContext
 from memcli.errors import DeviceError, MissingDependencyError
 from memcli.video.annexb import starts_afresh
 from memcli.video.gops import PacketReader, PlanFailedError, start_of
+from memcli.video.nvdec_frames import (
+    CODECS,
+    Layout,
+    NotForNvdecError,
+    device_planes,
+    make_example,
+    make_layout,
+    picture,
+)
 from memcli.video.source import OpenVideo
 from memcli.video.timeline import Packets
-from memcli.video.types import Guard, VideoPacket
+from memcli.video.types import DevicePicture, Guard, Resizer, VideoPacket
 
 PACKAGE = "PyNvVideoCodec"
-_CODECS = {"h264": "H264", "hevc": "HEVC", "vp9": "VP9", "av1": "AV1"}
+NVDEC, GPU_RESIZE = "nvdec", "nvdec+gpu-resize"
+"""What rows say of videos that were resized on the CPU and on the GPU."""
 # Start codes and parameter sets in the stream, and these before every key frame, as NVDEC needs
 # when decoding starts there.
 _FILTERS = {
     "h264": "h264_mp4toannexb,dump_extra=freq=keyframe",
     "hevc": "hevc_mp4toannexb,dump_extra=freq=keyframe",
 }
-# Pixel format of FFmpeg's decoder -> bytes per sample. NVDEC has ten bits on top of sixteen.
-_FORMATS = {"yuv420p": 1, "yuvj420p": 1, "yuv420p10le": 2}
-_SHIFT_OF_TEN_BITS = 6
 _SESSIONS_KEPT = 4
-
-
-class NotForNvdecError(Exception):
-    """This file is for the CPU; the message says why."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What the frames of a file are."""
-
-    example: av.VideoFrame
-    """Its first needed key frame from FFmpeg's decoder. NVDEC's pixels are written into it, because
-    what else decides about the pixels of the resized frame (colour matrix and range, place of the
-    chroma samples, rotation) cannot all be set on a new frame."""
-
-    @property
-    def sample_bytes(self) -> int:
-        return _FORMATS[self.example.format.name]
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.example.width * self.example.height * 3 // 2 * self.sample_bytes
 
 
 class Nvdec:
     """One GPU's decoders. `decode_targets` may be called from several threads."""
 
-    name = "nvdec"
+    def __init__(self, gpu: int = 0, resizer: Resizer | None = None):
+        """`resizer` prepares frames on the same GPU; without one they come to the host.
 
-    def __init__(self, gpu: int = 0):
-        """Raises MissingDependencyError without PyNvVideoCodec, DeviceError without driver or
-        GPU."""
+        Raises MissingDependencyError without PyNvVideoCodec, DeviceError without driver or GPU.
+        """
         self._gpu = gpu
+        self.resizer = resizer
         self._api = load(gpu)
         self._threads = threading.local()
+
+    @property
+    def name(self) -> str:
+        """What rows say of videos for which it did all that it can."""
+        return NVDEC if self.resizer is None else GPU_RESIZE
 
     def decode_targets(
         self,
         video: OpenVideo,
         packets: Packets,
         targets: Mapping[int, int],
-        deliver: Callable[[int, av.VideoFrame], None],
+        deliver: Callable[[int, av.VideoFrame | DevicePicture], None],
         guard: Guard,
     ) -> None:
         """As `gops.decode_targets`; the frame is written over after `deliver`.
@@ -100,20 +91,29 @@ class Nvdec:
         reader = PacketReader(video, packets)
         first = start_of(min(targets), keys, packets.pts)
         codec = video.stream.codec_context.name
-        layout = _layout(codec, _example(video, reader, first))
+        layout = make_layout(codec, make_example(video, reader, first))
+        plan = None
+        if self.resizer is not None and layout.sample_bytes == 1:
+            plan = self.resizer.plan(layout.example)
         by_time = {pts: number for number, pts in targets.items()}
         if len(by_time) != len(targets):
             raise PlanFailedError("two frames with one timestamp")
         epoch = min(pts for pts in packets.pts if pts is not None)
         feed = _Feed(video, codec)
-        key = _session_key(video, layout)
-        session = self._take(key) or _Session(self._api, codec, self._gpu)
+        on_device = plan is not None
+        key = _session_key(video, layout, on_device)
+        session = self._take(key) or _Session(self._api, codec, self._gpu, on_device=on_device)
 
         def take(frames: Iterator[Any]) -> None:
             for frame in frames:
                 number = by_time.pop(frame.getPTS() + epoch, None)
-                if number is not None:
-                    deliver(number, _picture(frame, layout))
+                if number is None:
+                    continue
+                if plan is None:
+                    deliver(number, picture(frame, layout))
+                else:
+                    planes = device_planes(frame, layout)
+                    deliver(number, DevicePicture(layout.example, planes, plan))
 
         position = -1
         try:
@@ -193,15 +193,16 @@ def load(gpu: int) -> ModuleType:
 class _Session:
     """One decoder of the GPU."""
 
-    def __init__(self, api: ModuleType, codec: str, gpu: int):
+    def __init__(self, api: ModuleType, codec: str, gpu: int, *, on_device: bool):
         self._api = api
+        self._on_device = on_device
         try:
             self._decoder = api.CreateDecoder(
                 gpuid=gpu,
-                codec=getattr(api.cudaVideoCodec, _CODECS[codec]),
+                codec=getattr(api.cudaVideoCodec, CODECS[codec]),
                 cudacontext=0,  # the device's primary context, which the engine uses as well
                 cudastream=0,
-                usedevicememory=False,
+                usedevicememory=on_device,
             )
         except Exception as error:  # its exceptions share no public base but Exception
             raise NotForNvdecError(f"this GPU does not decode {codec}") from error
@@ -220,7 +221,10 @@ class _Session:
         packet.bsl_data, packet.bsl, packet.pts = address, size, time
         packet.decode_flag = getattr(self._api.VideoPacketFlag, flag)
         try:
-            return iter(self._decoder.Decode(packet))
+            frames = self._decoder.Decode(packet)
+            if self._on_device and frames:
+                self._decoder.SyncOnCUStream()  # what reads them does so on streams of its own
+            return iter(frames)
         except Exception as error:  # as above; a damaged stream, or a size the GPU does not take
             raise NotForNvdecError("NVDEC does not decode this stream") from error
 
@@ -246,7 +250,7 @@ class _Feed:
             yield data
 
 
-def _session_key(video: OpenVideo, layout: _Layout) -> tuple[Any, ...] | None:
+def _session_key(video: OpenVideo, layout: Layout, on_device: bool) -> tuple[Any, ...] | None:
     """Files of one key can share a decoder: it is laid out by the first one's parameter sets.
 
     None where these are not known before decoding, so that another file's may need more memory.
@@ -256,55 +260,5 @@ def _session_key(video: OpenVideo, layout: _Layout) -> tuple[Any, ...] | None:
     if context.name in _FILTERS and not parameters:
         return None
     example = layout.example
-    return context.name, example.width, example.height, example.format.name, parameters
-
-
-def _example(video: OpenVideo, reader: PacketReader, number: int) -> av.VideoFrame:
-    """The frame of one key packet, decoded on the CPU."""
-    context = video.stream.codec_context
-    try:
-        reader.seek(number)
-        frames = [*context.decode(reader.next()), *context.decode(None)]
-        context.flush_buffers()
-    except (av.FFmpegError, EOFError) as error:
-        raise NotForNvdecError("its first key frame does not decode") from error
-    if not frames or not frames[0].key_frame:
-        raise NotForNvdecError("its first key frame does not decode alone")
-    return frames[0]
-
-
-def _layout(codec: str, example: av.VideoFrame) -> _Layout:
-    if codec not in _CODECS:
-        raise NotForNvdecError(f"{codec} is decoded on the CPU")
-    if example.format.name not in _FORMATS:
-        raise NotForNvdecError(f"{example.format.name} is decoded on the CPU")
-    if example.interlaced_frame:
-        raise NotForNvdecError("interlaced video is decoded on the CPU")
-    if example.width % 2 or example.height % 2:
-        raise NotForNvdecError("odd sizes are decoded on the CPU")
-    return _Layout(example)
-
-
-def _picture(frame: Any, layout: _Layout) -> av.VideoFrame:
-    """NVDEC's frame as FFmpeg's decoder would give it, in planes.
-
-    NVDEC's lies in host memory without padding: luma, then both chromas in turns.
-    """
-    size = int(frame.framesize())
-    if size != layout.frame_bytes:
-        raise NotForNvdecError("the size of its frames changes")
-    picture = layout.example
-    raw = (ctypes.c_uint8 * size).from_address(int(frame.GetPtrToPlane(0)))
-    kind = np.uint16 if layout.sample_bytes > 1 else np.uint8
-    rows = np.frombuffer(memoryview(raw), kind).reshape(-1, picture.width)
-    chroma = rows[picture.height :]
-    parts = (rows[: picture.height], chroma[:, 0::2], chroma[:, 1::2])
-    for plane, part in zip(picture.planes, parts, strict=True):
-        stored = np.frombuffer(memoryview(plane), kind)
-        target = stored.reshape(-1, plane.line_size // layout.sample_bytes)
-        target = target[: part.shape[0], : part.shape[1]]
-        if layout.sample_bytes > 1:
-            np.right_shift(part, _SHIFT_OF_TEN_BITS, out=target)
-        else:
-            target[:] = part
-    return picture
+    size = (example.width, example.height)
+    return context.name, *size, example.format.name, on_device, parameters

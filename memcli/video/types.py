@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from av.packet import Packet
 from memcli.errors import ExitCode, MemcliError, VideoError, VideoErrorCode
 
 if TYPE_CHECKING:  # PyAV's classes take type arguments only in the eyes of a type checker
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
     VideoPacket = Packet[VideoStream]
@@ -36,6 +37,62 @@ class VideoInfo:
     container: str
 
 
+class DeviceFrames(Protocol):
+    """The prepared frames of a clip in a GPU's memory: uint8 [T, crop_height, crop_width, 3]."""
+
+    def host(self) -> npt.NDArray[np.uint8]:
+        """A copy in host memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class DevicePlanes:
+    """A decoded frame in a GPU's memory, as NV12. Valid until its decoder is used again."""
+
+    luma: int
+    """Address of H rows of W bytes."""
+    chroma: int
+    """Address of H / 2 rows of W / 2 pairs of bytes, blue and red difference."""
+    pitch: int
+    """Bytes from one row to the next, of both."""
+
+
+class ResizePlan(Protocol):
+    """How the frames of one file are resized on a GPU."""
+
+    def new_clip(self, count: int) -> DeviceFrames:
+        """Room for `count` prepared frames."""
+        ...
+
+    def put(self, planes: DevicePlanes, clip: DeviceFrames, slot: int) -> None:
+        """Prepare a frame and write it into a clip; done on return."""
+        ...
+
+
+class Resizer(Protocol):
+    """Prepares frames on a GPU. May be used from several threads."""
+
+    def plan(self, example: VideoFrame) -> ResizePlan | None:
+        """For the frames of a file that are like `example`, whose pixels are written over; None if
+        they cannot be prepared to the bytes that the CPU gives."""
+        ...
+
+    def gather(self, clips: Sequence[Clip]) -> Any:
+        """The frames of several clips, wherever they are, as one array on the GPU that an engine
+        takes: uint8 [B, T, crop_height, crop_width, 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class DevicePicture:
+    """A frame that is still on the GPU where it was decoded."""
+
+    example: VideoFrame
+    """What FFmpeg's decoder would have given, but for the pixels."""
+    planes: DevicePlanes
+    plan: ResizePlan
+
+
 @dataclass(frozen=True)
 class Clip:
     """The prepared frames of one video.
@@ -45,7 +102,7 @@ class Clip:
     """
 
     frames: npt.NDArray[np.uint8]
-    """[T, crop_height, crop_width, 3], C-contiguous RGB."""
+    """[T, crop_height, crop_width, 3], C-contiguous RGB. T is 0 where they are on a GPU."""
     times_s: npt.NDArray[np.float64]
     """[T], when each shown frame starts, in seconds after the start of the first frame."""
     info: VideoInfo
@@ -53,7 +110,13 @@ class Clip:
     """Distinct source frames among the T shown."""
     damage: str | None
     decoder: str = "cpu"
-    """What decoded it: `cpu` or `nvdec`."""
+    """What decoded it: `cpu`, `nvdec`, or `nvdec+gpu-resize`, which resized it as well."""
+    device_frames: DeviceFrames | None = None
+    """The frames where they are on a GPU."""
+
+    def host_frames(self) -> npt.NDArray[np.uint8]:
+        """The frames in host memory, wherever they are."""
+        return self.frames if self.device_frames is None else self.device_frames.host()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Frames that are resized on the GPU are the CPU's, byte for byte, and stay there until the engine.
 
 NVDEC, CUDA and ONNX Runtime's GPU build are stand-ins (`fake_nvdec`, `fake_tensorrt`, `fake_cuda`):
-decoding and arithmetic are real, on the CPU. `tests/gpu/test_gpu_resize.py` is the same on a GPU.
+decoding and arithmetic are real, on the CPU. `tests/gpu/test_gpu_decode_resize.py` is the same on
+a GPU.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import pytest
 from fake_cuda import FakeGpuBuild
 from fake_nvdec import make_api
 from fake_tensorrt import FakeCuda
-from media import make_video
+from media import make_video, real_videos
 from test_decoding import score
 from test_nvdec import VIDEOS
 from tiny_bundle import TINY_PREP, make_tiny_bundle
@@ -236,3 +237,31 @@ def test_scores_rows_and_summary(folder, tmp_path, machine, memcli_home):
     assert "within" in machine.cuda.copies
     _, on_cpu = score(folder, tmp_path / "b.jsonl", decoder="cpu", **gpu)
     assert json.dumps([row["score"] for row in rows]) == json.dumps([r["score"] for r in on_cpu])
+
+
+def test_the_benchmark_takes_frames_that_are_on_the_gpu(folder, machine, memcli_home):
+    from memcli.benchmark import measure_scorer
+    from memcli.engines.select import open_engine
+    from memcli.inputs import collect
+    from memcli.scoring import Scorer, ScoreSettings
+
+    bundle = make_tiny_bundle(memcli_home)
+    selection = open_engine(bundle, engine="onnxruntime", device="cuda")
+    settings = ScoreSettings(model="tiny", decoder=BOTH, batch_size=2, workers=2)
+    sources = list(collect([folder]).items)
+    with Scorer(settings, bundle, selection) as scorer:
+        scorer.choose_decoder(lambda: [source.path for source in sources])
+        machine.cuda.copies.clear()
+        found = measure_scorer(scorer, sources, repeat=1, name="tiny")
+    assert found.engine.videos == found.end_to_end.videos == 3
+    assert "within" in machine.cuda.copies
+
+
+@pytest.mark.parametrize("path", real_videos("normal", "rotated", "vfr_or_odd_pts"))
+def test_real_videos(path, machine):
+    """Whatever is not resized on the GPU is decoded or resized on the CPU, and so says the clip."""
+    prep = FramePrep(4, 64, 64, 64, 64)
+    on_cpu = read_clip(path, prep)
+    clip = read_clip(path, prep, nvdec=Nvdec(0, GpuResizer(prep)))
+    np.testing.assert_array_equal(clip.host_frames(), on_cpu.frames)
+    assert (clip.decoder == BOTH) == (clip.device_frames is not None)

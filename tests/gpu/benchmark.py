@@ -72,7 +72,7 @@ def run(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         made,
         videos,
         engines if rehearsal else [one for one in engines if one[1] == "fp16"],
-        ["cpu"] if rehearsal else ["cpu", "nvdec", "auto"],
+        ["cpu"] if rehearsal else ["cpu", "nvdec", "nvdec+gpu-resize", "auto"],
         device=device,
         batch_size=max(1, batch // throughput.FRAMES_PER_VIDEO),
         repeat=1 if rehearsal else 3,

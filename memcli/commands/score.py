@@ -49,7 +49,8 @@ DEFAULT_OUTPUT = "scores.csv"
     type=click.Choice(DECODERS),
     default="auto",
     show_default=True,
-    help="What decodes videos; auto tries the CPU and the GPU's NVDEC on the first ones.",
+    help="What decodes videos; auto tries the CPU and the GPU's NVDEC on the first ones;"
+    " nvdec+gpu-resize keeps frames on the GPU until they are scored.",
 )
 @click.option("--curve", is_flag=True, help="Also write the score of every sampled frame.")
 @click.option(

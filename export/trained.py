@@ -21,6 +21,7 @@ from memcli.engines.verify import ATTENTION_MASK, FRAME_SCORES, INPUT, INPUT_IDS
 from memcli.errors import MemcliError, ModelError, OutputError
 from memcli.export.build import build_bundle
 from memcli.export.cases import CAPTION_EMBEDDINGS, FRAME_EMBEDDINGS
+from memcli.export.fuse import fuse
 from memcli.export.original import gate_graph, make_reference, run_original
 from memcli.export.provenance import license_text_of, training_report, without_paths
 from memcli.export.tokenizer_gate import check_tokenizer
@@ -194,6 +195,7 @@ def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> Non
         ) from error
     transpose_weights(graph)
     simplify(graph)
+    fuse(graph)
     graph = tidy(graph)
     give_names(graph, _PREFIX)
     keep_inside(graph, inner)

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from memcli.export import float8
+from memcli.export.join import join_products
 from memcli.export.layers import Layer
 
 Scheme = Literal["u8s8", "s8s8", "fp8"]
@@ -111,7 +112,7 @@ def quantise(
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
     kept = [tensor for name, tensor in tensors.items() if name in used]
-    return _model(model, nodes, [*kept, *added], scheme)
+    return _model(model, *join_products(nodes, [*kept, *added]), scheme)
 
 
 def _round_activation(

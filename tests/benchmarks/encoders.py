@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -39,7 +38,6 @@ from memcli.export.quantize import quantise
 from memcli.export.ranges import choose_range
 from memcli.spec import Tolerance
 from tests.benchmarks.engines import read_videos, say
-from tests.benchmarks.respell import fuse
 from tests.gpu.siglip import make_checkpoint
 
 Score = Callable[[np.ndarray], np.ndarray]
@@ -68,35 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make_8_bits(folder, batches[:4])
         print(f"{cpu_name()}, {os.cpu_count()} CPUs ({' '.join(cpu_features())})\n")
         measure(candidates(folder, model), clips[0][None, : options.frames], options.rounds)
-        for name in ("fp32", "respelled", "int8") if options.profile else ():
+        for name in ("fp32", "int8") if options.profile else ():
             profile(folder / name / "model.onnx", clips[0][None, : options.frames])
 
 
 def make_graphs(folder: Path) -> tuple[Any, Any]:
-    """The module and its spec; `fp32` as exported, `respelled` for ONNX Runtime to fuse GELU."""
+    """The module and its spec; its graph in `fp32`."""
     sys.path.append(str(Path(__file__).parent.parent))  # which pytest adds, and `python -m` not
     from tiny_models import make_tiny_model
 
     (folder / "siglip").mkdir()
     make_checkpoint(folder / "siglip")
     made = make_tiny_model("vision", folder)
-    for name in ("fp32", "respelled", "int8"):
+    for name in ("fp32", "int8"):
         (folder / name).mkdir()
     trained.write_traced(made.model.eval(), made.spec, folder / "fp32")
-    simplify = trained.simplify
-
-    def respelled(graph: Any) -> None:
-        simplify(graph)
-        fuse(graph)
-
-    with patch.object(trained, "simplify", respelled):
-        trained.write_traced(made.model, made.spec, folder / "respelled")
     return made.model, made.spec
 
 
 def make_8_bits(folder: Path, batches: Sequence[Any]) -> None:
     """`int8` with all layers that can be quantised in 8 bits, for speed: no search, no gate."""
-    model = onnx.load(str(folder / "respelled/model.onnx"))
+    model = onnx.load(str(folder / "fp32/model.onnx"))
     layers = quantisable_layers(model)
     names = list(dict.fromkeys(layer.input for layer in layers))
     ranges = {
@@ -110,9 +100,7 @@ def make_8_bits(folder: Path, batches: Sequence[Any]) -> None:
 def make_gated_8_bits(folder: Path, batches: Sequence[Any], tolerance: Tolerance) -> None:
     """`int8` as `memcli export --int8` makes it. Raises ParityError if the gate refuses it."""
     data = CalibrationSet(tuple(batches[::2]), tuple(batches[1::2]))
-    result = make_int8(
-        folder / "respelled/model.onnx", folder / "int8/model.onnx", data, tolerance, say
-    )
+    result = make_int8(folder / "fp32/model.onnx", folder / "int8/model.onnx", data, tolerance, say)
     print(
         f"int8: {result.int8_layers} layers, {len(result.float_layers)} left in float; "
         f"{len(data.holdout)} videos: {result.holdout.numbers()}, cosine of embeddings "
@@ -132,13 +120,11 @@ def candidates(folder: Path, model: Any) -> dict[str, Score]:
     found: dict[str, Score] = {PEER: eager}
     kinds: Mapping[str, Any] = {"ONNX Runtime": open_onnxruntime, "OpenVINO": open_openvino}
     for runtime, open_graph in kinds.items():
-        for name in ("fp32", "respelled", "int8"):
-            precision = "int8" if name == "int8" else "fp32"
+        for name in ("fp32", "int8"):
             engine = open_graph(
-                folder / name / "model.onnx", device="cpu", precision=precision, threads=None
+                folder / name / "model.onnx", device="cpu", precision=name, threads=None
             )
-            label = f"{runtime} {precision}{'' if name == 'fp32' else ', GELU respelled'}"
-            found[label] = lambda clips, run=engine.run: run({INPUT: clips})[SCORE]
+            found[f"{runtime} {name}"] = lambda clips, run=engine.run: run({INPUT: clips})[SCORE]
     return found
 
 

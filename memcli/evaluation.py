@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from memcli import extraction
 from memcli.errors import ModelError, OutputError, OutputMismatchError, UsageError
 from memcli.home import make_dir
+from memcli.kinds import require_videos_by_name
 from memcli.predictors import BundlePredictor, Predictions, Predictor, RunPredictor, find_predictor
 from memcli.text import csv_cell, csv_path, plural, printable
 from memcli.train.datasets import (
@@ -193,6 +194,7 @@ def evaluate(
     """
     from memcli.train import metrics, plots, provenance
 
+    require_videos_by_name(settings.model)
     progress = progress or extraction.NoProgress()
     metrics.require_packages()
     plots.require_packages()

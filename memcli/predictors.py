@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from memcli import extraction
 from memcli.errors import ModelError, VideoError, VideoErrorCode
 from memcli.inputs import Source
+from memcli.kinds import require_videos
 from memcli.spec import ModelSpec, is_model_name
 from memcli.text import plural, printable
 from memcli.train.datasets import Dataset, DatasetError, Item
@@ -84,13 +85,16 @@ def find_predictor(
     if is_installed(name) and trained and not use_run:
         progress.message(f"{name}: the installed bundle is measured; its newest run with --run")
     elif use_run or trained or (Path(name) / RUN_FILE).is_file():
-        return RunPredictor(read_run(name), device, workers, offline, progress)
+        run = read_run(name)
+        require_videos(run.spec)
+        return RunPredictor(run, device, workers, offline, progress)
     from memcli.engines.bundle import MANIFEST
     from memcli.scoring import ScoreSettings
 
     if not is_installed(name) and (Path(name) / MANIFEST).is_file():
         name = str(Path(name).absolute())  # a bundle's folder, told from a name by its slashes
     bundle = ensure(name, offline=offline, report=progress.message)
+    require_videos(bundle.spec)
     settings = ScoreSettings(name, device=device, workers=workers, offline=offline)
     return BundlePredictor(bundle, settings, progress)
 

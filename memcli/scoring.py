@@ -15,6 +15,7 @@ from memcli.engines.loading import usable_cpus
 from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.journal import FileIdentity
+from memcli.kinds import require_videos
 from memcli.pipeline import Outcome, Pipeline, Stats
 from memcli.reading import Prepared, Reader
 from memcli.results import Row, Status
@@ -78,6 +79,7 @@ class ScoreSettings:
 
 def check_settings(settings: ScoreSettings, spec: ModelSpec) -> None:
     """Raise UsageError for settings that this model cannot have."""
+    require_videos(spec)
     if settings.curve and not spec.frame_scores:
         raise UsageError(
             f"{spec.name} gives one score per video, none per frame",

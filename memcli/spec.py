@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from memcli.typed import parsed
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -33,6 +34,10 @@ MAX_CAPTIONS = 64
 """Captions per video."""
 MAX_CAPTION_LENGTH = 10_000
 """Characters per caption."""
+MAX_CHANNELS = 512
+"""Channels of an EEG model."""
+MAX_EPOCH_SAMPLES = 1 << 17
+"""Samples per channel of an EEG epoch, at the model's rate."""
 TOKENIZER_FILE = "tokenizer.json"
 _MAX_SIDE = 4096
 _MAX_COUNT = 1_000_000
@@ -93,6 +98,51 @@ class TextPrep:
 
 
 @dataclass(frozen=True)
+class EegPrep:
+    """A recording to the epochs of a graph: pick, filter, re-reference, resample, cut, pad.
+
+    Executed by `memcli.eeg`. The graph takes microvolts [batch, channels, samples] and the number
+    of samples that are there [batch]; it subtracts mean and divides by standard deviation of each
+    epoch and channel over those samples, sets the padding to 0, and cuts windows itself.
+    Source: 000_bcb79d7cf5a52fe8.txt, section 2.2.
+    """
+
+    channels: tuple[str, ...]
+    """Names of the extended 10-20 system, or the recording's own, in the order of the input."""
+    sfreq_hz: float = 100.0
+    duration_s: float = 11.0
+    """Of an epoch. Longer ones are cut, shorter ones padded at the end."""
+    start_s: float = 0.0
+    """Of an epoch, after its event."""
+    window_s: float = 1.0
+    """Of the windows that the encoder sees; the epoch holds a whole number of them."""
+    high_pass_hz: float | None = None
+    low_pass_hz: float | None = None
+    reference: Literal["recorded", "average"] = "recorded"
+    subjects: tuple[str, ...] = ()
+    """Of a model that knows its subjects: their names, from index 1 on; 0 is anybody else."""
+
+    @property
+    def samples(self) -> int:
+        """Samples per channel of an epoch."""
+        return round(self.duration_s * self.sfreq_hz)
+
+    @property
+    def window_samples(self) -> int:
+        """Samples per channel of a window."""
+        return round(self.window_s * self.sfreq_hz)
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return self.samples // self.window_samples
+
+    def epoch_shape(self) -> tuple[int, int]:
+        """Channels and samples of one epoch."""
+        return len(self.channels), self.samples
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
     """A pretrained encoder: one tower of a checkpoint on the hub.
 
@@ -145,6 +195,28 @@ class Recipe:
     contrastive: bool = False
     """Adapt the encoder pair to frames and captions first (FCLIP)."""
     folds: int = 5
+
+
+@dataclass(frozen=True)
+class EegRecipe:
+    """How an EEG model is trained. Source: 000_bcb79d7cf5a52fe8.txt, section 3.2."""
+
+    pretext: Literal["none", "tcl", "tcl-regress", "tcl-regress-exp"] = "none"
+    """Self-supervised training of the window encoder before the model is trained as a whole."""
+    epochs: int = 100
+    pretext_epochs: int = 50
+    batch_size: int = 16
+    learning_rate: float = 5e-5
+    """Of Adam, for the whole model."""
+    pretext_learning_rate: float = 1e-4
+    patience_epochs: int = 20
+    """Without a better loss, after which the learning rate is multiplied by `factor`."""
+    factor: float = 0.1
+    decay_samples: float = 500.0
+    """Of the exponential that early windows are drawn by (tcl-regress-exp)."""
+    folds: int = 5
+    split: Literal["epochs", "subjects"] = "epochs"
+    """What folds keep apart. The paper's are of epochs."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +287,9 @@ class ModelSpec:
     recipe: Recipe | None = None
     frame_scores: bool = False
     """Whether the graph also gives one score per frame."""
+    eeg: EegPrep | None = None
+    """None: the model is for videos. An EEG model has neither `prep` nor `text`."""
+    eeg_recipe: EegRecipe | None = None
 
     @property
     def license(self) -> str:
@@ -244,11 +319,16 @@ class ModelSpec:
         Raises ValueError, naming the part, unless every field is there, of its type and of a size
         that makes sense, and nothing else is.
         """
-        spec: ModelSpec = _parsed(cls, entry, "spec")
+        spec: ModelSpec = parsed(cls, entry, "spec")
         if not is_model_name(spec.name):
             raise ValueError(f"not a model name: {spec.name!r}")
-        if spec.prep is None and spec.text is None:
-            raise ValueError("spec.prep and spec.text are both missing: nothing to score")
+        inputs = spec.prep or spec.text
+        if inputs is None and spec.eeg is None:
+            raise ValueError("spec.prep, spec.text and spec.eeg are missing: nothing to score")
+        if spec.eeg is not None:
+            if inputs is not None:
+                raise ValueError("spec.eeg is there together with frames or captions")
+            _check_eeg(spec.eeg)
         if spec.prep is not None:
             _check_prep(spec.prep)
         if spec.text is not None:
@@ -288,64 +368,25 @@ def _check_text(text: TextPrep) -> None:
         raise ValueError(f"spec.text.tokenizer is {text.tokenizer[:40]!r}, not {TOKENIZER_FILE}")
 
 
+def _check_eeg(eeg: EegPrep) -> None:
+    if not 1 <= len(eeg.channels) <= MAX_CHANNELS:
+        raise ValueError(f"spec.eeg has {len(eeg.channels)} channels, not 1 to {MAX_CHANNELS}")
+    if len(set(eeg.channels)) < len(eeg.channels) or len(set(eeg.subjects)) < len(eeg.subjects):
+        raise ValueError("spec.eeg names a channel or a subject twice")
+    if min(eeg.sfreq_hz, eeg.duration_s, eeg.window_s) <= 0:
+        raise ValueError("spec.eeg.sfreq_hz, duration_s and window_s must be positive")
+    if not 1 <= eeg.samples <= MAX_EPOCH_SAMPLES:
+        raise ValueError(f"spec.eeg has epochs of {eeg.samples} samples")
+    if not eeg.window_samples or eeg.windows * eeg.window_samples != eeg.samples:
+        raise ValueError("spec.eeg.duration_s is no whole number of windows")
+    bounds = [0.0, eeg.high_pass_hz or 0.0, eeg.low_pass_hz or math.inf]
+    if min(bounds) < 0 or (eeg.high_pass_hz and bounds[1] >= bounds[2]):
+        raise ValueError("spec.eeg.high_pass_hz and low_pass_hz are no band")
+    if len(eeg.subjects) > _MAX_COUNT:
+        raise ValueError("spec.eeg.subjects are too many")
+
+
 def _check_recipe(recipe: Recipe) -> None:
     for name in ("epochs", "batch_size", "step_epochs"):
         if not 1 <= getattr(recipe, name) <= _MAX_COUNT:
             raise ValueError(f"spec.recipe.{name} is {getattr(recipe, name)}")
-
-
-def _parsed(kind: Any, value: object, where: str) -> Any:
-    """`value` of JSON as `kind`: a dataclass, str, int, float, Literal, tuple, dict or optional."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _parsed_fields(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal and isinstance(value, str) and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if arguments[1:] == (...,):
-            arguments = arguments[:1] * len(value)
-        if len(arguments) == len(value):
-            parts = zip(arguments, value, strict=True)
-            return tuple(_parsed(part, one, f"{where}[{i}]") for i, (part, one) in enumerate(parts))
-    if origin is dict and isinstance(value, dict):
-        key, content = arguments
-        return {
-            _parsed(key, k, where): _parsed(content, v, f"{where}.{k}") for k, v in value.items()
-        }
-    if type(None) in arguments:
-        kinds = [part for part in arguments if part is not type(None)]
-        return None if value is None else _parsed(kinds[0], value, where)
-    if set(arguments) == {int, float, str} and (type(value) is str or _is_finite(value)):
-        return value
-    if kind is float and _is_finite(value):
-        return float(typing.cast(float, value))
-    if kind in (str, int, bool) and type(value) is kind:
-        return value
-    raise ValueError(f"{where} is {str(value)[:40]!r}")
-
-
-def _is_finite(value: object) -> bool:
-    """Whether this is a number, neither too large for a float nor a truth value."""
-    try:
-        return type(value) in (int, float) and math.isfinite(typing.cast(float, value))
-    except OverflowError:
-        return False
-
-
-def _parsed_fields(kind: type, value: object, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is missing")
-    kinds = typing.get_type_hints(kind)
-    for name in value:
-        if name not in kinds:
-            raise ValueError(f"{where} has an unknown part {name!r}")
-    for field in dataclasses.fields(kind):
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if field.name not in value and not optional:
-            raise ValueError(f"{where}.{field.name} is missing")
-    return kind(
-        **{
-            name: _parsed(kinds[name], content, f"{where}.{name}")
-            for name, content in value.items()
-        }
-    )

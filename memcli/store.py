@@ -90,6 +90,12 @@ def find(name: str) -> Bundle:
 
 
 def _untrained(spec: ModelSpec) -> ModelError:
+    if spec.eeg is not None:
+        return ModelError(
+            f"{spec.name} is not trained on this machine.",
+            next_step=f"Train it:    memcli train {spec.name} --data DIR\n"
+            f"Or install:  memcli models add FILE{ARCHIVE_SUFFIX}",
+        )
     return ModelError(
         f"{spec.name} has no trained head on this machine.",
         next_step=f"Train one:    memcli train {spec.name} --dataset memento10k --data DIR\n"
@@ -390,8 +396,10 @@ def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
     from memcli.engines.candidates import TENSORRT
     from memcli.engines.loading import installed_runtimes, installed_tensorrt, no_runtime_error
     from memcli.engines.select import open_engine
+    from memcli.kinds import require_videos_by_name
     from memcli.scoring import Scorer, check_settings
 
+    require_videos_by_name(settings.model)
     if not installed_runtimes() and not any(map(installed_tensorrt, TENSORRT)):
         raise no_runtime_error()  # before a model is fetched that nothing here could run
     bundle = ensure(settings.model, offline=settings.offline, report=report)

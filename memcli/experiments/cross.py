@@ -20,6 +20,7 @@ from memcli.experiments.experiment import Experiment
 from memcli.experiments.files import write_tables
 from memcli.experiments.options import Options, check_options, encoder_changes
 from memcli.experiments.tables import Figure, Quantity, Row, Table
+from memcli.kinds import require_videos
 from memcli.models import get_model
 from memcli.text import plural
 from memcli.training.settings import NoProgress, Progress, Split
@@ -80,6 +81,7 @@ def cross(settings: CrossSettings, progress: Progress | None = None) -> list[Tab
     from memcli.train import metrics, plots
 
     progress = progress or NoProgress()
+    require_videos(get_model(settings.model))
     if get_model(settings.model).recipe is None:
         raise UsageError(
             f"{settings.model} is not trained here: its weights are published",

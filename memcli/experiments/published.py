@@ -118,14 +118,14 @@ I3D_ROWS = (
 
 
 def paper_models(paper: str) -> tuple[str, ...]:
-    """The registry's models of a paper, in the order of its table."""
+    """The registry's models of videos of a paper, in the order of its table."""
     from memcli.models import MODELS
 
     file = PAPERS[paper].file
     return tuple(
         name
         for name, spec in MODELS.items()
-        if spec.head is not None and spec.source.startswith(file)
+        if spec.head is not None and spec.eeg is None and spec.source.startswith(file)
     )
 
 

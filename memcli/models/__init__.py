@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from memcli.errors import ModelError
-from memcli.models import clip_gru, early_fusion, fclip
+from memcli.models import clip_gru, early_fusion, eeg, fclip
 from memcli.models.resmem import RESMEM
 from memcli.spec import ModelSpec
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
-    {spec.name: spec for spec in (RESMEM, *early_fusion.SPECS, *fclip.SPECS, *clip_gru.SPECS)}
+    {
+        spec.name: spec
+        for spec in (
+            RESMEM,
+            *early_fusion.SPECS,
+            *fclip.SPECS,
+            *clip_gru.SPECS,
+            *eeg.SPECS,
+        )
+    }
 )
 
 DEFAULT_MODEL = RESMEM.name

@@ -59,8 +59,21 @@ HEAD_OPTIONS: Mapping[str, Mapping[str, HeadOption]] = {
 }
 """By the head's kind, then by the option's name; in the order of the head's signature."""
 
+EEG_HEAD_OPTIONS: Mapping[str, Mapping[str, HeadOption]] = {
+    "WindowCnn": {
+        "filters": HeadOption(64, "filters of the window encoder", "1 to 4096"),
+        "embedding": HeadOption(32, "values of a window's embedding", "1 to 4096"),
+        "dropout": HeadOption(0.5, "dropout on the embeddings", "0 to 0.99"),
+        "subject_dropout": HeadOption(
+            0.25, "share of epochs trained on as of an unknown subject", "0 to 0.99"
+        ),
+    },
+}
+"""The same of the EEG model, whose one kind is not in `memcli.train.heads`. `members` is not
+listed: `memcli train --ensemble` sets it."""
+
 
 def options_of(head: HeadSpec) -> dict[str, tuple[HeadOption, int | float | str]]:
     """The options of a model's head, each with the value that the model has for it."""
-    known = HEAD_OPTIONS.get(head.kind, {})
+    known = (HEAD_OPTIONS if head.kind in HEAD_OPTIONS else EEG_HEAD_OPTIONS).get(head.kind, {})
     return {name: (one, head.options.get(name, one.default)) for name, one in known.items()}

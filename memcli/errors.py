@@ -137,3 +137,44 @@ class VideoError(MemcliError):
     def __init__(self, code: VideoErrorCode, what: str, *, where: str | None = None):
         super().__init__(what, where=where)
         self.code = code
+
+
+class RecordingErrorCode(str, Enum):
+    """Why an EEG recording cannot be used: the `error_code` column."""
+
+    MISSING = "missing"
+    PERMISSION = "permission"
+    EMPTY = "empty"
+    UNSUPPORTED = "unsupported"
+    """No format that is read, or one that is declared too little of (arrays without a rate)."""
+    DAMAGED = "damaged"
+    NO_EEG = "no-eeg"
+    CHANNELS = "missing-channels"
+    """A model for other channels, or channels that hold no signal."""
+    DUPLICATES = "duplicate-channels"
+    MONTAGE = "no-montage"
+    """No positions to interpolate with, or an unknown montage."""
+    UNITS = "units"
+    RATE = "rate-too-low"
+    TOO_SHORT = "too-short"
+    NO_EVENTS = "no-events"
+    ONSETS = "onsets"
+    """A file of onsets that cannot be used."""
+    READ = "read-error"
+
+
+class RecordingError(MemcliError):
+    """One recording cannot be scored. Becomes a `failed` row; never stops a folder."""
+
+    exit_code = ExitCode.SOME_INPUTS_FAILED
+
+    def __init__(
+        self,
+        code: RecordingErrorCode,
+        what: str,
+        *,
+        where: str | None = None,
+        next_step: str | None = None,
+    ):
+        super().__init__(what, where=where, next_step=next_step)
+        self.code = code

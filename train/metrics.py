@@ -111,11 +111,13 @@ def bootstrap_interval(
     samples: int = BOOTSTRAP_SAMPLES,
     seed: int,
     level: float = LEVEL,
+    rowwise: Callable[[Any, Any], Any] | None = None,
 ) -> Interval | None:
     """Percentile bootstrap interval of `metric` over pairs drawn with replacement.
 
     Arrays [N]; `samples` draws of N pairs each, the same for the same `seed`. Draws for which the
-    metric is undefined (all pairs alike) are left out. None with fewer than two videos, and if
+    metric is undefined (all pairs alike) are left out. `rowwise` computes the metric for each row
+    of [R, N] at once, NaN where it is undefined. None with fewer than two videos, and if
     the metric is undefined for the data or for more than half of the draws.
     """
     import numpy as np
@@ -127,7 +129,7 @@ def bootstrap_interval(
     count = len(truth)
     if count < 2 or metric(truth, predicted) is None:
         return None
-    rowwise = _ROWWISE.get(metric) or _each_row(metric)
+    rowwise = rowwise or _ROWWISE.get(metric) or _each_row(metric)
     random = np.random.default_rng(seed)
     values = []
     for start in range(0, samples, max(1, _VALUES_AT_ONCE // count)):

@@ -23,7 +23,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -35,6 +35,7 @@ from memcli.text import printable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from memcli.train.eeg.network import EegModel
     from memcli.train.encoders import Checkpoint
     from memcli.train.model import MemorabilityModel
 
@@ -171,9 +172,10 @@ def read_run(path_or_model: str | Path, *, unfinished: bool = False) -> Run:
 
 def load_model(
     run: Run, *, offline: bool = False, report: Report, fold: int | None = None
-) -> MemorabilityModel:
+) -> MemorabilityModel | EegModel:
     """The trained model, in eval mode, on the CPU; with `fold`, the one of that fold.
 
+    An `EegModel` for a run of an EEG model, of one member where it is a fold's.
     Raises ModelError for weights that are missing, changed or of another model or version, for an
     encoder whose weights differ from those of the training, and for a model that was trained on
     precomputed features (it has no encoder: `load_head`).
@@ -181,6 +183,8 @@ def load_model(
     from memcli.train import encoders
     from memcli.train.model import MemorabilityModel
 
+    if run.spec.eeg is not None:
+        return _load_eeg(run, fold)
     if run.features is not None:
         raise ModelError(
             f"this {run.model} was trained on the precomputed features {run.features!r} and cannot"
@@ -198,6 +202,23 @@ def load_model(
         weights = read_weights(run, ADAPTED_FILE) | weights
     _fill(model, weights, run)
     return cast("MemorabilityModel", model.eval())
+
+
+def _load_eeg(run: Run, fold: int | None) -> EegModel:
+    """Built only if the weights are its own, as `_head`."""
+    import torch
+
+    from memcli.train.eeg.network import EegModel
+
+    spec = run.spec
+    if fold is not None and spec.head is not None:
+        spec = replace(spec, head=replace(spec.head, options=spec.head.options | {"members": 1}))
+    weights = read_weights(run, _weights_file(fold))
+    with torch.device("meta"):
+        _check(EegModel(spec), weights, run)
+    model = EegModel(spec)
+    _fill(model, weights, run)
+    return model.eval()
 
 
 def load_head(run: Run, *, fold: int | None = None) -> nn.Module:

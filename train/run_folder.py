@@ -153,10 +153,10 @@ class RunFolder:
                 (csv_cell(name), "" if fold is None else fold, role) for name, fold, role in rows
             )
 
-    def write_predictions(self, rows: Sequence[Prediction]) -> None:
-        """The held-out videos' scores so far."""
+    def write_predictions(self, rows: Sequence[Prediction], name: str = PREDICTIONS_FILE) -> None:
+        """The held-out videos' (or epochs') scores so far."""
         branches = ("vision", "text") if any(row.branches for row in rows) else ()
-        with _written(self.run.folder / PREDICTIONS_FILE) as stream:
+        with _written(self.run.folder / name) as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("id", "fold", "truth", "predicted", *branches))
             writer.writerows(
@@ -203,13 +203,13 @@ def check_output(output: Path | None) -> None:
         )
 
 
-def read_predictions(run: Run) -> list[Prediction]:
+def read_predictions(run: Run, name: str = PREDICTIONS_FILE) -> list[Prediction]:
     """The held-out videos' scores of a run; none before its first fold is done.
 
     Ids are as in the file, where those that look like a formula have an apostrophe before them.
     Raises ModelError for a file that is damaged.
     """
-    path = run.folder / PREDICTIONS_FILE
+    path = run.folder / name
     try:
         if not path.exists():
             return []

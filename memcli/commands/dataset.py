@@ -1,4 +1,4 @@
-"""`memcli dataset check`: what a dataset holds, and what is wrong with it."""
+"""`memcli dataset`: what a dataset holds, what is wrong with it, and made-up EEG to try."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from memcli.text import plural, printable
 if TYPE_CHECKING:
     from memcli.train.datasets import Dataset, Item, Problem
 
+_EEG = "eeg"
 _SHOWN = 20
 _SAY_EVERY_S = 10.0
 _DECODE_TIMEOUT_S = 120.0
@@ -44,7 +45,7 @@ def command() -> None:
     "--dataset",
     "name",
     metavar="NAME",
-    help="memento10k, videomem, trecvid, videm, moviemem or csv; default: what the files say.",
+    help="memento10k, videomem, trecvid, videm, moviemem, csv or eeg; default: what the files say.",
 )
 @click.option("--decode", is_flag=True, help="Decode three frames of every video, too.")
 @json_option("The summary and every problem as JSON on standard output.")
@@ -56,6 +57,8 @@ def check(folder: Path, name: str | None, decode: bool, as_json: bool) -> int:
     """
     from memcli.train.datasets import detect, load_dataset
 
+    if name == _EEG:
+        return _check_eeg(folder, as_json=as_json)
     dataset = load_dataset(name or detect(folder), folder)
     problems = [*dataset.problems, *(_undecodable(dataset) if decode else ())]
     if as_json:
@@ -65,6 +68,100 @@ def check(folder: Path, name: str | None, decode: bool, as_json: bool) -> int:
             click.echo(printable(line))
     failed = any(problem.severity == "error" for problem in problems)
     return ExitCode.SOME_INPUTS_FAILED if failed else ExitCode.OK
+
+
+@command.command(name="planted-eeg")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--subjects", type=click.IntRange(1, 999), default=8, show_default=True)
+@click.option("--epochs", type=click.IntRange(2, 10_000), default=40, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option(
+    "--like",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="RECORDING",
+    help="With the EEG channels and the rate of this one.",
+)
+@click.option(
+    "--channels", metavar="A,B,...", help="With these.  [default: 32 of the 10-20 system]"
+)
+@click.option("--sfreq", type=click.FloatRange(50, 20_000), metavar="HZ", help="[default: 250]")
+@click.option("--effect", type=click.FloatRange(0), default=6.0, show_default=True, metavar="UV")
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    metavar="X",
+    help="Share of videos in a test split.",
+)
+@click.option("--shuffled", is_flag=True, help="With labels that mean nothing.")
+def planted_eeg(
+    folder: Path,
+    like: Path | None,
+    channels: str | None,
+    sfreq: float | None,
+    **given: Any,
+) -> None:
+    """Write made-up EEG with a planted signal, to try `memcli train eeg-cnn` on.
+
+    Epochs of 11 s with noise, alpha, blinks and mains hum, and a late positivity where the label is
+    1, of EFFECT microvolts. What a model says that was trained on it means nothing for people, and
+    everything that is made with such a model says so.
+
+    \b
+    Examples:
+      memcli dataset planted-eeg ./planted
+      memcli dataset planted-eeg ./planted --like recording.vhdr --subjects 12
+    """
+    from memcli.commands.eeg_options import channel_names
+    from memcli.eeg import open_recording
+    from memcli.errors import UsageError
+    from memcli.models.eeg import CHANNELS_32
+    from memcli.progress import say
+    from memcli.train.eeg.planted import Planted, write_planted
+
+    names = channel_names(channels) or CHANNELS_32
+    rate = sfreq or 250.0
+    if like is not None:
+        if channels is not None or sfreq is not None:
+            raise UsageError("--like says channels and rate already", where="--like")
+        with open_recording(like) as recording:
+            names, rate = recording.info.eeg, recording.info.sfreq_hz
+    written = write_planted(Planted(names, sfreq_hz=rate, **given), folder)
+    say(f"planted EEG in {printable(str(written))}: a demonstration, not data of people")
+
+
+def _check_eeg(folder: Path, *, as_json: bool) -> int:
+    """What a training of an EEG model would work on; what is wrong with it is raised."""
+    from memcli.models.eeg import EEG_CNN
+    from memcli.train.eeg.loading import Source, load
+
+    assert EEG_CNN.eeg is not None
+    found = load(Source(folder), EEG_CNN.eeg)
+    labels = found.examples.labels
+    report: dict[str, Any] = {
+        "dataset": _EEG,
+        "root": str(folder),
+        "recordings": found.recordings,
+        "epochs": len(labels),
+        "recognised": int(labels.sum()),
+        "subjects": dict(sorted(Counter(found.subjects).items())),
+        "test_epochs": len(found.test) if found.test is not None else 0,
+        "channels": list(found.prep.channels),
+        "demonstration": found.demonstration,
+        "notes": list(found.notes),
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return ExitCode.OK
+    counts = report["subjects"].values()
+    shown = report | {
+        "subjects": f"{len(counts):,}, of {min(counts):,} to {max(counts):,} epochs",
+        "channels": f"{len(report['channels'])}: {' '.join(report['channels'])}",
+        "notes": "; ".join(report["notes"]) or "none",
+    }
+    for key, value in shown.items():
+        click.echo(printable(f"{key.replace('_', ' '):<14}{value}"))
+    return ExitCode.OK
 
 
 def _by_split(dataset: Dataset) -> dict[str, list[Item]]:

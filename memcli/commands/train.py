@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
+from memcli.commands.eeg_options import EEG_ONLY, eeg_options, eeg_settings
 from memcli.commands.options import json_option
+
+_VIDEO_ONLY = (
+    *("dataset", "target", "encoder", "text_encoder", "features", "frames", "adaptation_epochs"),
+    *("choose_alpha", "max_missing", "devices", "mixed_precision", "auto_batch", "workers"),
+)
+_OPTION_NAMES = {"options": "set", "baselines": "baseline"}
 
 
 @click.command(name="train")
@@ -23,16 +30,16 @@ from memcli.commands.options import json_option
 @click.option("--target", metavar="SCORE", help="short-term, long-term, raw or normalized.")
 @click.option(
     "--split",
-    type=click.Choice(["folds", "official", "full"]),
-    default="folds",
-    show_default=True,
-    help="Held-out videos: folds; the dataset's dev; none.",
+    type=click.Choice(["folds", "official", "full", "epochs", "subjects"]),
+    help="Held-out videos: folds; the dataset's dev; none.  [default: folds]  EEG: folds of epochs"
+    " or of subjects.  [default: epochs]",
 )
 @click.option("--folds", type=click.IntRange(min=2), metavar="K", help="Number of folds.")
 @click.option(
     "--encoder", metavar="PATH|HUB", help="Another encoder: a folder, or OWNER/NAME[@REV]."
 )
 @click.option("--text-encoder", metavar="PATH|HUB", help="Another encoder of captions.")
+@eeg_options
 @click.option("--features", metavar="NAME", help="Precomputed features of the dataset instead.")
 @click.option("--frames", type=click.IntRange(min=1), metavar="N", help="Frames per video.")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="At most this many.")
@@ -87,17 +94,24 @@ def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> Non
       memcli train vision --dataset memento10k --data ./memento10k
       memcli train clip-gru --dataset csv --data ./clips --encoder ./clip-vit-large
       memcli train fclip-text --resume ~/.cache/memcli/runs/fclip-text/20260131-101500
+      memcli train eeg-cnn --data ./recordings --pretext tcl-regress --baseline riemann
     \b
     With --resume the settings are the run's; --data, --encoder and --text-encoder then say where
     the same dataset and the same encoders lie now, if they were moved.
     """
     import json
 
+    from memcli.models import get_model
     from memcli.text import printable
     from memcli.training import train_model
     from memcli.training.progress import make_training_progress
     from memcli.training.report import closing_lines, summary
 
+    _check_kind(model, is_eeg=get_model(model).eeg is not None)
+    if get_model(model).eeg is not None:
+        _train_eeg(model, resume, given, as_json=as_json)
+        return
+    given = {name: value for name, value in given.items() if name not in EEG_ONLY}
     settings = _settings(model, resume, given)
     run = train_model(settings, make_training_progress(as_json=as_json), resume=resume)
     if as_json:
@@ -106,33 +120,96 @@ def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> Non
     click.echo("\n".join(printable(line) for line in closing_lines(run)))
 
 
+def _train_eeg(model: str, resume: Path | None, given: dict[str, Any], *, as_json: bool) -> None:
+    import json
+
+    from memcli.text import printable
+    from memcli.training.eeg import resume_eeg, train_eeg
+    from memcli.training.eeg_report import closing_lines
+    from memcli.training.progress import make_training_progress
+    from memcli.training.report import summary
+
+    progress = make_training_progress(as_json=as_json)
+    if resume is not None:
+        _refuse_with_resume({"device", "data"}, given)
+        _check_model(model, resume)
+        run = resume_eeg(resume, progress, device=given["device"], data=given["data"])
+    else:
+        if given["data"] is None:
+            raise _no_data(model)
+        given["options"] = dict(head_option(text) for text in given["options"])
+        settings = eeg_settings(model, given)
+        run = train_eeg(settings, progress, output=given["output"], device=given["device"])
+    if as_json:
+        click.echo(json.dumps(summary(run)))
+        return
+    click.echo("\n".join(printable(line) for line in closing_lines(run)))
+
+
+def _check_kind(model: str, *, is_eeg: bool) -> None:
+    """Raises UsageError for an option of the other kind of model."""
+    from memcli.errors import UsageError
+
+    context = click.get_current_context()
+    strange = _VIDEO_ONLY if is_eeg else EEG_ONLY
+    for name in strange:
+        source = context.get_parameter_source(name)
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"this is for models of {'videos' if is_eeg else 'EEG'}, and {model} is one of"
+                f" {'EEG' if is_eeg else 'videos'}",
+                where=f"--{_OPTION_NAMES.get(name, name.replace('_', '-'))}",
+                next_step="Leave it out.",
+            )
+    split = context.params["split"]
+    if split is not None and (split in ("epochs", "subjects")) != is_eeg:
+        raise UsageError(
+            f"{model} has no such split",
+            where=f"--split {split}",
+            next_step="One of: epochs, subjects" if is_eeg else "One of: folds, official, full",
+        )
+
+
+def _no_data(model: str) -> Exception:
+    from memcli.errors import UsageError
+
+    return UsageError(
+        "what to train on is missing",
+        next_step=f"Name it:  memcli train {model} --data DIR",
+    )
+
+
+def _refuse_with_resume(free: set[str], given: dict[str, Any]) -> None:
+    """Raises UsageError for an option that decides about the result."""
+    from memcli.errors import UsageError
+
+    context = click.get_current_context()
+    for name in given:
+        source = context.get_parameter_source(name)
+        if name not in free and source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                "a resumed training keeps its settings",
+                where=f"--{_OPTION_NAMES.get(name, name.replace('_', '-'))}",
+                next_step="Leave this option out, or train anew without --resume.",
+            )
+
+
 def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
     """TrainSettings of the options. Raises UsageError for contradictions."""
-    from memcli.errors import UsageError
     from memcli.models import get_model
     from memcli.training.plan import check_options
     from memcli.training.settings import TrainSettings
 
-    context = click.get_current_context()
+    given["split"] = given["split"] or "folds"
     given["options"] = dict(head_option(text) for text in given["options"])
     check_options(get_model(model), given["options"])
     free = {"device", "devices", "auto_batch", "workers", "offline"}
     free |= {"data", "encoder", "text_encoder"}  # where these lie now
     if resume is not None:
-        for name in given:
-            source = context.get_parameter_source(name)
-            if name not in free and source is click.core.ParameterSource.COMMANDLINE:
-                raise UsageError(
-                    "a resumed training keeps its settings",
-                    where=f"--{'set' if name == 'options' else name.replace('_', '-')}",
-                    next_step="Leave this option out, or train anew without --resume.",
-                )
+        _refuse_with_resume(free, given)
         _check_model(model, resume)
     elif given["data"] is None:
-        raise UsageError(
-            "what to train on is missing",
-            next_step=f"Name it:  memcli train {model} --data DIR",
-        )
+        raise _no_data(model)
     elif given["dataset"] is None:
         from memcli.train.datasets import detect
 

@@ -46,6 +46,8 @@ class Figure:
     interval: tuple[float, float] | None = None
     """95 % confidence interval."""
     videos: int | None = None
+    std_form: str = _STD_FORM
+    """Format of the standard deviation."""
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any], name: str) -> Figure:
@@ -169,7 +171,7 @@ def shown(figure: Figure | None, form: str) -> str:
         return "undefined"
     text = format(figure.value, form)
     if figure.std is not None:
-        text += f" ± {figure.std:{_STD_FORM}}"
+        text += f" ± {figure.std:{figure.std_form}}"
     if figure.interval is not None:
         low, high = figure.interval
         text += f" ({low:{form}}, {high:{form}})"

@@ -83,8 +83,10 @@ def load_plans(key: RecordKey) -> dict[str, ParityReport]:
 
 def _report(entry: object) -> ParityReport | None:
     """None for what is no record."""
-    names = {field.name for field in fields(ParityReport)}
-    if not isinstance(entry, dict) or set(entry) != names:
+    names = {field.name for field in fields(ParityReport)} - {"of"}
+    if not isinstance(entry, dict) or set(entry) - {"of"} != names:
+        return None
+    if entry.get("of", "epochs") != "epochs":
         return None
     numbers = ("max_abs", "mean_abs", "frame_max_abs", "frame_mean_abs", "clips_per_s")
     if not all(isinstance(entry[name], (int, float)) for name in numbers):

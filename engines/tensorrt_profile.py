@@ -16,10 +16,13 @@ BATCH, TIME, CAPTIONS, TOKENS = "batch", "time", "captions", "tokens"
 _LIMITS = {TIME: MAX_FRAMES, CAPTIONS: MAX_CAPTIONS, TOKENS: MAX_TOKENS}
 AXES = {"frames": (BATCH, TIME), "input_ids": (BATCH, CAPTIONS, TOKENS)}
 AXES["attention_mask"] = AXES["input_ids"]
+AXES |= dict.fromkeys(("eeg", "samples", "subject"), (BATCH,))
 _FRAMES_PER_RUN = 256
 """Frames that go through an encoder at once: enough to fill a large GPU at 224 x 224."""
 _CLIPS_PER_RUN = 64
 _LOW_MEMORY_FRAMES = 32
+_EPOCHS_PER_RUN = 256
+"""Epochs of EEG: their network is small."""
 _COMMON_CAPTIONS = 5
 _COMMON_TOKENS = 32
 
@@ -145,6 +148,9 @@ def profile_of(spec: ModelSpec, *, low_memory: bool = False) -> Profile:
 
     `low_memory` is for devices of 8 GB: batches of a few clips.
     """
+    if spec.eeg is not None:
+        most = _CLIPS_PER_RUN if low_memory else _EPOCHS_PER_RUN
+        return Profile({BATCH: Range(1, _CLIPS_PER_RUN, most)})
     frames = spec.prep.frames if spec.prep is not None else 1
     per_run = _LOW_MEMORY_FRAMES if low_memory else _FRAMES_PER_RUN
     most = max(1, min(_CLIPS_PER_RUN, per_run // frames))

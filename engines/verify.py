@@ -1,8 +1,9 @@
 """Does a runtime on this machine say what the original says, and how fast is it?
 
-Every variant of a bundle holds a `Reference`: frames that can be made again anywhere, captions,
-and the scores that the original gives for them. An engine is used only after it reproduced them
-within the tolerance of the precision, on this machine, with this version of the runtime.
+Every variant of a bundle holds a `Reference`: frames or epochs that can be made again anywhere,
+captions, and the scores that the original gives for them. An engine is used only after it
+reproduced them within the tolerance of the precision, on this machine, with this version of the
+runtime.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from memcli.engines.bundle import Bundle, Variant
+from memcli.engines.comparison import Comparison, compare, compare_epochs, spearman
 from memcli.engines.reference import synthetic_frames
+from memcli.engines.synthetic_eeg import synthetic_epochs
 from memcli.errors import EngineError, ModelError
-from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS, MAX_FRAMES, ModelSpec, Tolerance
+from memcli.spec import (
+    MAX_CAPTION_LENGTH,
+    MAX_CAPTIONS,
+    MAX_FRAMES,
+    EegPrep,
+    ModelSpec,
+    Tolerance,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,20 +36,38 @@ if TYPE_CHECKING:
 
     from memcli.engines.base import Array, Engine
 
-    Floats = npt.NDArray[np.floating[Any]]
+__all__ = [
+    "Comparison",
+    "ParityReport",
+    "Reference",
+    "compare",
+    "compare_epochs",
+    "measure_speed",
+    "reference_feeds",
+    "run_scores",
+    "spearman",
+    "verify",
+]
 
 SYNTHETIC = "synthetic-1"
+SYNTHETIC_EEG = "synthetic-eeg-1"
 INPUT = "frames"
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 SCORE = "score"
 FRAME_SCORES = "frame_scores"
-_MIN_RANKED = 12
-"""Rank correlation of fewer clips than this says nothing, and is reported but not gated."""
+EEG = "eeg"
+"""float32 [batch, channels, samples], microvolts."""
+SAMPLES = "samples"
+"""int64 [batch]: how many of them are there."""
+SUBJECT = "subject"
+"""int64 [batch], 0 for somebody unknown; only of models with subjects."""
+CONTRIBUTIONS = "contributions"
+"""float32 [batch, windows], of the logit."""
 _BATCH_CLIPS = 4
 """Clips in one call of the engine: large models have no memory for more."""
 _MAX_CLIPS = 1024
-_MAX_FRAME_BYTES = 512 << 20
+_MAX_INPUT_BYTES = 512 << 20
 _TIMED_RUNS = 3
 _TIMED_ENOUGH_S = 4.0
 
@@ -60,7 +88,10 @@ class Reference:
     captions: tuple[tuple[str, ...], ...] = ()
     """By clip, at least one each; none at all for a model that reads no captions."""
     kind: str = SYNTHETIC
-    """How the frames are made: `memcli.engines.reference.synthetic_frames`."""
+    """How frames are made (`memcli.engines.reference.synthetic_frames`) or, with SYNTHETIC_EEG,
+    epochs (`memcli.engines.synthetic_eeg.synthetic_epochs`)."""
+    contributions: tuple[tuple[float, ...], ...] = ()
+    """The original's shares of windows in the logit, by epoch, beside `scores`; of EEG only."""
 
     def expected(self) -> npt.NDArray[np.float64]:
         """What an engine must give: [clips, frames], or [clips, 1] without frame scores."""
@@ -71,7 +102,7 @@ class Reference:
         """Plain dict as it comes back from JSON, where tuples are lists; what is empty is left
         out."""
         entry = asdict(self)
-        for name in ("frame_scores", "scores", "captions"):
+        for name in ("frame_scores", "scores", "captions", "contributions"):
             if entry[name]:
                 entry[name] = [list(v) if isinstance(v, tuple) else v for v in entry[name]]
             else:
@@ -91,10 +122,11 @@ class Reference:
                 captions=tuple(map(_captions, entry.get("captions", ()))),
                 tolerance=_tolerance(entry["tolerance"]),
                 kind=str(entry["kind"]),
+                contributions=tuple(tuple(map(float, r)) for r in entry.get("contributions", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"the bundle's reference is damaged: {error}") from error
-        if reference.kind != SYNTHETIC:
+        if reference.kind not in (SYNTHETIC, SYNTHETIC_EEG):
             raise ModelError(
                 f"the bundle's reference is of kind {reference.kind!r}",
                 next_step="Upgrade memcli, or install the model again.",
@@ -115,6 +147,14 @@ class Reference:
             return "it has scores of frames and of clips"
         if len(self.captions) not in (0, self.clips):
             return "its captions do not fit its clips"
+        if (self.kind == SYNTHETIC_EEG) != bool(self.contributions):
+            return "contributions are of epochs, and epochs have some"
+        if self.contributions and (
+            len(self.contributions) != self.clips
+            or len(self.scores) != self.clips
+            or len({len(row) for row in self.contributions}) > 1
+        ):
+            return "its contributions do not fit its epochs"
         return None
 
 
@@ -138,33 +178,6 @@ def _captions(entry: object) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How far candidate scores are from reference scores."""
-
-    clips: int
-    frames: int
-    """Scores compared: of frames, or of clips where the model gives no scores of frames."""
-    max_abs: float
-    """Largest difference of a clip's score, and of the mean of its frames' scores."""
-    mean_abs: float
-    frame_max_abs: float
-    frame_mean_abs: float
-    srcc: float | None
-    """Spearman's rank correlation of the clips' scores; None where it is not defined."""
-    worst_clip: int
-    passed: bool
-
-    def numbers(self) -> str:
-        """The measurements in one line, for messages."""
-        srcc = "" if self.srcc is None else f", SRCC {self.srcc:.4f}"
-        frames = f", {self.frames} frames" if self.frames > self.clips else ""
-        return (
-            f"max |difference| {self.max_abs:.2g}, mean {self.mean_abs:.2g}{srcc} "
-            f"on {self.clips} clips{frames}"
-        )
-
-
-@dataclass(frozen=True)
 class ParityReport(Comparison):
     """A comparison of one engine with the reference of its variant, and the engine's speed.
 
@@ -181,17 +194,13 @@ class ParityReport(Comparison):
 
     @property
     def rate(self) -> float:
-        """The speed that is shown: frames per second, or clips where there are no frames."""
+        """The speed that is shown: frames per second, or clips or epochs without frames."""
         return self.clips_per_s if self.frames_per_s is None else self.frames_per_s
 
     @property
     def unit(self) -> str:
         """Of `rate`."""
-        return "clips/s" if self.frames_per_s is None else "frames/s"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict, ready for JSON."""
-        return asdict(self)
+        return f"{self.of}/s" if self.frames_per_s is None else "frames/s"
 
 
 def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
@@ -204,9 +213,7 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
     reference = Reference.from_dict(variant.reference_of(description.engine))
     feeds = reference_feeds(reference, bundle.spec, bundle.tokenizer_path(variant))
     found = run_scores(engine, feeds, frame_scores=bundle.spec.frame_scores)
-    comparison = compare(
-        found.rows, reference.expected(), reference.tolerance, clip_scores=found.clips
-    )
+    comparison = _compare(found, reference)
     speed = measure_speed(engine, _some(feeds, 0)) if comparison.passed else 0.0
     return ParityReport(
         **asdict(comparison),
@@ -217,24 +224,46 @@ def verify(engine: Engine, bundle: Bundle, variant: Variant) -> ParityReport:
     )
 
 
+def _compare(found: FoundScores, reference: Reference) -> Comparison:
+    if found.contributions is None:
+        return compare(
+            found.rows, reference.expected(), reference.tolerance, clip_scores=found.clips
+        )
+    contributions = np.array(reference.contributions, dtype=np.float64)
+    if found.contributions.shape != contributions.shape:
+        got, wanted = list(found.contributions.shape), list(contributions.shape)
+        raise EngineError(f"the graph gives {CONTRIBUTIONS} {got}, not {wanted}")
+    return compare_epochs(
+        (found.clips, reference.expected()[:, 0]),
+        (found.contributions, contributions),
+        reference.tolerance,
+    )
+
+
 def reference_feeds(
     reference: Reference, spec: ModelSpec, tokenizer: Path | None
 ) -> dict[str, Array]:
     """The inputs of the reference's clips, as one batch: those of the graph of `spec`.
 
     `frames` uint8 [clips, frames, H, W, 3], `input_ids` and `attention_mask` int64
-    [clips, captions, tokens]; `tokenizer` is the bundle's. Raises ModelError if the reference does
-    not fit the model.
+    [clips, captions, tokens], or those of `epoch_feeds`; `tokenizer` is the bundle's. Raises
+    ModelError if the reference does not fit the model.
     """
     feeds: dict[str, Array] = {}
     if (
         (spec.prep is None) != (reference.frames_per_clip == 0)
         or (spec.text is None) != (not reference.captions)
+        or (spec.eeg is None) != (not reference.contributions)
         or spec.frame_scores != bool(reference.frame_scores)
     ):
         raise ModelError("the bundle's reference is damaged: it is not of this model")
+    if spec.eeg is not None:
+        channels, samples = spec.eeg.epoch_shape()
+        if channels * samples * 4 * reference.clips > _MAX_INPUT_BYTES:
+            raise ModelError("the bundle's reference is damaged: its epochs are too large")
+        return epoch_feeds(spec.eeg, reference.clips, reference.seed)
     if spec.prep is not None:
-        if spec.prep.clip_bytes(reference.frames_per_clip) * reference.clips > _MAX_FRAME_BYTES:
+        if spec.prep.clip_bytes(reference.frames_per_clip) * reference.clips > _MAX_INPUT_BYTES:
             raise ModelError("the bundle's reference is damaged: its frames are too large")
         feeds[INPUT] = synthetic_frames(
             spec.prep, reference.clips, reference.frames_per_clip, reference.seed
@@ -247,6 +276,14 @@ def reference_feeds(
     return feeds
 
 
+def epoch_feeds(prep: EegPrep, epochs: int, seed: int) -> dict[str, Array]:
+    """Synthetic epochs as the inputs of a graph: `eeg` float32 [epochs, channels, samples],
+    `samples` int64 [epochs] and, for a model with subjects, `subject` int64 [epochs]."""
+    made = synthetic_epochs(prep, epochs, seed)
+    feeds: dict[str, Array] = {EEG: made.eeg, SAMPLES: made.samples}
+    return feeds | ({SUBJECT: made.subject} if prep.subjects else {})
+
+
 class FoundScores(NamedTuple):
     """Everything that a graph says about clips."""
 
@@ -254,6 +291,8 @@ class FoundScores(NamedTuple):
     """Scores of frames [clips, frames], or [clips, 1], of clips, where it gives none of frames."""
     clips: npt.NDArray[np.float64]
     """Scores of clips, [clips]."""
+    contributions: npt.NDArray[np.float64] | None = None
+    """Of windows, [clips, windows]; None of a graph that does not take EEG."""
 
 
 def run_scores(engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool) -> FoundScores:
@@ -267,7 +306,12 @@ def run_scores(engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool
         _run(engine, _some(feeds, start), frame_scores=frame_scores)
         for start in range(0, clips, _BATCH_CLIPS)
     ]
-    return FoundScores(*map(np.concatenate, zip(*parts, strict=True)))
+    contributions = [part.contributions for part in parts if part.contributions is not None]
+    return FoundScores(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.clips for part in parts]),
+        np.concatenate(contributions) if contributions else None,
+    )
 
 
 def _some(feeds: Mapping[str, Array], start: int) -> dict[str, Array]:
@@ -285,7 +329,13 @@ def _run(engine: Engine, feeds: Mapping[str, Array], *, frame_scores: bool) -> F
             raise EngineError(f"the graph gives {got}, not {name} {list(shape)}")
     clips = outputs[SCORE].astype(np.float64)
     rows = outputs[FRAME_SCORES].astype(np.float64) if frame_scores else clips[:, None]
-    return FoundScores(rows, clips)
+    if EEG not in feeds:
+        return FoundScores(rows, clips)
+    found = outputs.get(CONTRIBUTIONS)
+    if found is None or found.ndim != 2 or len(found) != len(clips):
+        got = {key: list(value.shape) for key, value in outputs.items()}
+        raise EngineError(f"the graph gives {got}, not {CONTRIBUTIONS} [{len(clips)}, windows]")
+    return FoundScores(rows, clips, found.astype(np.float64))
 
 
 def measure_speed(engine: Engine, feeds: Mapping[str, Array]) -> float:
@@ -300,71 +350,3 @@ def measure_speed(engine: Engine, feeds: Mapping[str, Array]) -> float:
         engine.run(feeds)
         times.append(time.perf_counter() - start)
     return clips / min(times)
-
-
-def compare(
-    candidate: Floats,
-    reference: Floats,
-    tolerance: Tolerance,
-    *,
-    clip_scores: Floats | None = None,
-) -> Comparison:
-    """Compare scores [clips, frames], or [clips, 1], with the reference's of the same shape.
-
-    A clip's score is the mean of its frames' scores, in every model that has them. What the
-    candidate itself gives as that, `clip_scores` [clips], is held to the reference, too: of both,
-    what is further off counts.
-
-    A score that is not a number counts as wrong by 1, the largest difference there is, and fails.
-    Raises ValueError if the shapes differ.
-    """
-    if candidate.shape != reference.shape or candidate.ndim != 2 or not candidate.size:
-        raise ValueError(f"scores of shape {candidate.shape} against {reference.shape}")
-    candidate, reference = candidate.astype(np.float64), reference.astype(np.float64)
-    by_frame = np.nan_to_num(np.abs(candidate - reference), nan=1.0, posinf=1.0)
-    clips, reference_clips = candidate.mean(axis=1)[None], reference.mean(axis=1)
-    if clip_scores is not None:
-        if clip_scores.shape != reference_clips.shape:
-            raise ValueError(f"clip scores of shape {clip_scores.shape} of {len(reference)} clips")
-        clips = np.stack([clips[0], clip_scores.astype(np.float64)])
-    errors = np.nan_to_num(np.abs(clips - reference_clips), nan=1.0, posinf=1.0)
-    by_clip = errors.max(axis=0)
-    finite = bool(np.isfinite(candidate).all() and np.isfinite(clips).all())
-    # np.min, not min: NaN of either must stay.
-    srcc = float(np.min([spearman(one, reference_clips) for one in clips])) if finite else np.nan
-    # Written so that NaN (all clips alike) fails where a rank correlation is asked for.
-    ranked = tolerance.min_srcc is None or len(by_clip) < _MIN_RANKED or srcc >= tolerance.min_srcc
-    return Comparison(
-        clips=len(by_clip),
-        frames=by_frame.size,
-        max_abs=float(by_clip.max()),
-        mean_abs=float(by_clip.mean()),
-        frame_max_abs=float(by_frame.max()),
-        frame_mean_abs=float(by_frame.mean()),
-        srcc=None if np.isnan(srcc) else srcc,
-        worst_clip=int(by_clip.argmax()),
-        passed=finite
-        and ranked
-        and float(by_clip.max()) <= tolerance.max_abs
-        and float(by_clip.mean()) <= tolerance.mean_abs,
-    )
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation of two sequences [n], ties at their average rank.
-
-    NaN where it is not defined: fewer than two values, or one sequence constant.
-    """
-    ranks_a, ranks_b = average_ranks(a), average_ranks(b)
-    ranks_a -= ranks_a.mean() if ranks_a.size else 0.0
-    ranks_b -= ranks_b.mean() if ranks_b.size else 0.0
-    scale = float(np.sqrt((ranks_a**2).sum() * (ranks_b**2).sum()))
-    return float((ranks_a * ranks_b).sum()) / scale if scale else float("nan")
-
-
-def average_ranks(values: Floats) -> npt.NDArray[np.float64]:
-    """Ranks from 1 of [n] values; equal values share the mean of the ranks they cover."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse.reshape(-1)]
-    return ranks

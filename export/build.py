@@ -159,7 +159,7 @@ def keep_variants(bundle: Bundle, installed: Path, report: Callable[[str], None]
 def _contract(bundle: Bundle, precision: Precision) -> tuple[object, ...]:
     """What a variant depends on besides the fp32 graph."""
     spec = bundle.spec
-    return spec.prep, spec.text, spec.frame_scores, spec.tolerances.get(precision)
+    return spec.prep, spec.text, spec.eeg, spec.frame_scores, spec.tolerances.get(precision)
 
 
 def _copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -48,6 +48,8 @@ class CalibrationSet:
     """One clip each, all of the same number of frames."""
     captions: str = ""
     """Where the captions come from; empty for a model that reads none."""
+    epochs: str = ""
+    """Where epochs of EEG come from; empty for a model of videos."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memcli.engines.reference import synthetic_captions, synthetic_frames
-from memcli.engines.verify import ATTENTION_MASK, INPUT, INPUT_IDS
+from memcli.engines.verify import ATTENTION_MASK, INPUT, INPUT_IDS, epoch_feeds
 from memcli.errors import EngineError, UsageError
 from memcli.tokens import Tokeniser
 
@@ -51,12 +51,14 @@ CASES = (
     Case(clips=1, frames=0, captions=2, long=True),
 )
 """64 clips in shapes that differ from each other and from the traced one in every axis; few frames,
-because a large encoder takes seconds for each."""
+because a large encoder takes seconds for each. Of EEG models as many epochs, whole and padded."""
 
 
 def make_feeds(spec: ModelSpec, tokenizer: Path | None, index: int) -> Feeds:
     """The inputs of a case by name; its number is the seed."""
     case = CASES[index]
+    if spec.eeg is not None:
+        return epoch_feeds(spec.eeg, case.clips, seed=index)
     feeds: Feeds = {}
     if spec.prep is not None:
         frames = case.frames or spec.prep.frames

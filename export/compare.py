@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
+from memcli.engines.comparison import as_probabilities
 from memcli.engines.loading import import_runtime, one_line
-from memcli.engines.verify import FRAME_SCORES, SCORE
+from memcli.engines.verify import CONTRIBUTIONS, FRAME_SCORES, SCORE
 from memcli.errors import EngineError, ParityError
 from memcli.export.cases import BATCH_CLIPS, EMBEDDINGS, embeddings_of
 from memcli.export.emulate import emulate, is_half
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, npt.NDArray[Any]]
     Outputs = dict[str, npt.NDArray[Any]]
 
-OUTPUTS = (SCORE, FRAME_SCORES)
+OUTPUTS = (SCORE, FRAME_SCORES, CONTRIBUTIONS)
 _LOOKED_AT = 160
 """Inner values compared at most, evenly spread: all of a large encoder would not fit in memory."""
 _WORST = 3
@@ -50,7 +51,7 @@ class SeenGraph:
         self.inner = [name for name in inner if name in set(self.names)]
         seen = expose(model, self.inner)
         given = {value.name for value in model.graph.output}
-        scores = [SCORE, FRAME_SCORES] if FRAME_SCORES in given else [SCORE]
+        scores = [SCORE, *(name for name in OUTPUTS[1:] if name in given)]
         self._outputs = list(dict.fromkeys([*scores, *self.inner]))
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -70,7 +71,8 @@ class SeenGraph:
             ) from error
 
     def run(self, feeds: Feeds) -> Outputs:
-        """`score`, `frame_scores` where the graph gives them, and the inner values by name.
+        """`score`, `frame_scores` or `contributions` where the graph gives them, and the inner
+        values by name.
 
         Raises EngineError if the runtime fails.
         """
@@ -116,10 +118,11 @@ def compare_graphs(
     for one in inputs:
         wanted, found = _run_all(exact, one.feeds), _run_all(other, one.feeds)
         shared = [name for name in EMBEDDINGS if name in wanted and name in found]
-        if FRAME_SCORES in wanted and FRAME_SCORES not in found:
-            raise ParityError(f"the {precision} graph gives no {FRAME_SCORES}: its original does")
+        for name in OUTPUTS:
+            if name in wanted and name not in found:
+                raise ParityError(f"the {precision} graph gives no {name}: its original does")
         parity = measure(
-            {name: (found[name], wanted[name]) for name in OUTPUTS if name in wanted},
+            {name: _pair(name, found, wanted) for name in OUTPUTS if name in wanted},
             {name: (found[name], wanted[name]) for name in shared},
             tolerance,
             inputs=one.name,
@@ -136,6 +139,13 @@ def compare_graphs(
             )
         measured.append(parity)
     return measured
+
+
+def _pair(name: str, found: Outputs, wanted: Outputs) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """An output of both graphs, in the unit that tolerances are in."""
+    if name == CONTRIBUTIONS:
+        return as_probabilities(found[name], wanted[name])
+    return found[name], wanted[name]
 
 
 def _run_all(graph: SeenGraph, batches: Sequence[Feeds]) -> Outputs:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from memcli.engines.base import EngineName
     from memcli.engines.verify import Reference
+    from memcli.export.calibration_epochs import CalibrationEpochs
     from memcli.spec import ModelSpec, Tolerance
 
     Clip = npt.NDArray[np.uint8]
@@ -41,14 +42,15 @@ def make_half(
     *,
     clips: Iterable[Clip] = (),
     captions: Sequence[Sequence[str]] = (),
+    epochs: CalibrationEpochs | None = None,
     report: Report = lambda _: None,
 ) -> Variant:
     """Write the graph into a folder of its own in `folder` and gate it against the fp32 graph.
 
-    The gate's inputs are 64 synthetic clips and the user's, each with its captions if there are
-    some, in ONNX Runtime on the CPU; half precision is emulated there (`memcli.export.emulate`),
-    and the report says so. A graph that misses is made once more with its additions in fp32, which
-    is reported, too.
+    The gate's inputs are 64 synthetic clips (or epochs) and the user's, each with its captions if
+    there are some, in ONNX Runtime on the CPU; half precision is emulated there
+    (`memcli.export.emulate`), and the report says so. A graph that misses is made once more with
+    its additions in fp32, which is reported, too.
 
     Raises ParityError with the numbers and the worst layers, MissingDependencyError without ONNX
     Runtime, EngineError, ModelError, UsageError for captions of other clips, OSError.
@@ -56,10 +58,14 @@ def make_half(
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
     inputs = [
         Inputs(
-            "synthetic clips", [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))]
+            f"synthetic {'clips' if bundle.spec.eeg is None else 'epochs'}",
+            [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))],
         )
     ]
-    if real := make_real_feeds(bundle.spec, tokenizer, clips, captions):
+    if bundle.spec.eeg is not None:
+        if epochs is not None:
+            inputs.append(Inputs(epochs.source, [*epochs.calibration, *epochs.holdout]))
+    elif real := make_real_feeds(bundle.spec, tokenizer, clips, captions):
         inputs.append(Inputs(_real_inputs(bundle.spec, bool(captions)), real))
     original = bundle.root / FP32_GRAPH
     version = import_runtime("onnxruntime").__version__

@@ -16,13 +16,14 @@ the layers of one step each make up for the same shift.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcli.engines.verify import FRAME_SCORES, INPUT, SCORE, Comparison, compare
+from memcli.engines.comparison import Comparison, compare, compare_epochs
+from memcli.engines.verify import CONTRIBUTIONS, EEG, FRAME_SCORES, INPUT, SCORE
 from memcli.errors import ParityError
 from memcli.export.calibration import CalibrationSet, spread_items
 from memcli.export.cases import EMBEDDINGS
@@ -48,7 +49,8 @@ DEFAULT_METHODS: dict[Scheme, Method] = {"u8s8": "mse", "s8s8": "minmax", "fp8":
 mean: minmax 0.9885, 0.9965; mse 0.9841, 0.9960; percentile 0.9801, 0.9953; entropy 0.9820, 0.9930.
 What is left of the largest values after smoothing matters."""
 _RANGE_INPUTS = 48
-"""Frames or captions. Ranges settle early, and every activation of each passes through numpy."""
+"""Frames, captions or epochs. Ranges settle early, and every activation of each passes through
+numpy."""
 _SWEEP_INPUTS = 24
 _MEAN_MARGIN = 0.5
 """Calibration inputs must agree this much better in the mean than the gate demands: the gate's
@@ -81,7 +83,7 @@ class Int8Result:
     def reports(self) -> list[dict[str, Any]]:
         """What the manifest keeps, as JSON values; that of the graph itself is the last."""
         own = {
-            **asdict(self.holdout),
+            **self.holdout.to_dict(),
             "frames_of": f"holdout: {self.inputs}",
             "scheme": self.scheme,
             "calibration_method": self.method,
@@ -203,8 +205,7 @@ class _Search:
         candidate = quantise(self._model, quantised, ranges, scheme)
         found = observe(candidate, self._data.batches, self._output, self._inner)
         limits = for_calibration(self._tolerance, by_frame=self._output == FRAME_SCORES)
-        scores, exact = np.concatenate(found.rows), np.concatenate(self._exact.rows)
-        seen = compare(scores[:, None], exact[:, None], limits)
+        seen = found.compared(self._exact, limits)
         angles = found.cosines(self._exact)
         self._report(f"int8: calibration inputs: {seen.numbers()}{_told(angles)}")
         return candidate, quantised, seen.passed and _close(angles, self._tolerance)
@@ -234,6 +235,7 @@ class _Search:
             self._tolerance,
             what=f"the {scheme} graph",
             clip_scores=found.clips,
+            contributions=found.contributions_beside(wanted),
         )
         angles = found.cosines(wanted)
         self._report(f"int8: holdout: {holdout.numbers()}{_told(angles)}")
@@ -317,6 +319,22 @@ class Observed:
     """Scores of clips, [clips]."""
     inner: dict[str, npt.NDArray[Any]]
     """Embeddings [N, D] by name."""
+    contributions: Scores | None = None
+    """Of windows, [epochs, windows]; None of a graph for videos."""
+
+    def contributions_beside(self, exact: Observed) -> tuple[Scores, Scores] | None:
+        """Its contributions and those of another graph, where both give some."""
+        if self.contributions is None or exact.contributions is None:
+            return None
+        return self.contributions, exact.contributions
+
+    def compared(self, exact: Observed, limits: Tolerance) -> Comparison:
+        """With another graph, row by row; epochs with their contributions."""
+        pair = self.contributions_beside(exact)
+        if pair is not None:
+            return compare_epochs((self.clips, exact.clips), pair, limits)
+        scores, wanted = np.concatenate(self.rows), np.concatenate(exact.rows)
+        return compare(scores[:, None], wanted[:, None], limits)
 
     def cosines(self, exact: Observed) -> npt.NDArray[np.float64]:
         """Of all embeddings with those of another graph, [M]."""
@@ -329,15 +347,19 @@ def observe(
 ) -> Observed:
     """Run clips one by one; `output` gives the rows, and `inner` names values to look at."""
     rows: list[Scores] = []
-    scores = []
+    scores: list[Scores] = []
+    contributions: list[Scores] = []
     values: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in inner}
     for found in run_batches(expose(model, inner), clips):
         rows.append(found[output].reshape(-1).astype(np.float64))
         scores.append(found[SCORE].reshape(-1).astype(np.float64))
+        if CONTRIBUTIONS in found:
+            contributions.append(found[CONTRIBUTIONS].astype(np.float64))
         for name in inner:
             values[name].append(found[name].reshape(-1, found[name].shape[-1]))
     joined = {name: np.concatenate(parts) for name, parts in values.items()}
-    return Observed(rows, np.concatenate(scores), joined)
+    shares = np.concatenate(contributions) if contributions else None
+    return Observed(rows, np.concatenate(scores), joined, shares)
 
 
 def _close(angles: npt.NDArray[np.float64], tolerance: Tolerance) -> bool:
@@ -374,14 +396,17 @@ def _gives(model: ModelProto, name: str) -> bool:
 
 
 def _batches(batches: Sequence[Feeds], inputs: int) -> int:
-    """Batches to take for some number of frames or captions, but a dozen at least."""
-    each = max(int(np.prod(next(iter(feeds.values())).shape[:2])) for feeds in batches)
+    """Batches to take for some number of frames, captions or epochs, but a dozen at least."""
+    each = max(
+        len(feeds[EEG]) if EEG in feeds else int(np.prod(next(iter(feeds.values())).shape[:2]))
+        for feeds in batches
+    )
     return max(inputs // each, 12)
 
 
 def _inputs(data: CalibrationSet) -> str:
     frames = ["real frames"] if INPUT in data.batches[0] else []
-    return " and ".join([*frames, *([data.captions] if data.captions else [])])
+    return " and ".join([*frames, *filter(None, (data.captions, data.epochs))])
 
 
 def save(model: ModelProto, graph: Path) -> None:

@@ -103,4 +103,9 @@ def _own_reference(bundle: Bundle, variant: Variant, graph: str, reference: Refe
         found = run_scores(engine, feeds, frame_scores=spec.frame_scores)
     if spec.frame_scores:
         return replace(reference, frame_scores=tuple(tuple(map(float, row)) for row in found.rows))
-    return replace(reference, scores=tuple(map(float, found.clips)))
+    shares = () if found.contributions is None else found.contributions
+    return replace(
+        reference,
+        scores=tuple(map(float, found.clips)),
+        contributions=tuple(tuple(map(float, row)) for row in shares),
+    )

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from memcli.engines.comparison import as_probabilities, compare
 from memcli.engines.loading import installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
-from memcli.engines.verify import FRAME_SCORES, SCORE, Reference, compare
+from memcli.engines.verify import (
+    CONTRIBUTIONS,
+    FRAME_SCORES,
+    SCORE,
+    SYNTHETIC,
+    SYNTHETIC_EEG,
+    Reference,
+)
 from memcli.errors import ModelError, ParityError
 from memcli.export.build import CPU_ENGINES
 from memcli.export.cases import (
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
     from memcli.engines.base import Engine
     from memcli.spec import ModelSpec
+    from memcli.train.eeg.network import EegModel
     from memcli.train.model import MemorabilityModel
 
     Feeds = dict[str, npt.NDArray[Any]]
@@ -49,10 +58,13 @@ class Original:
     feeds: tuple[Feeds, ...]
     scores: tuple[Feeds, ...]
     """`score` [clips], where the model gives it `frame_scores` [clips, frames], and embeddings:
-    `frame_embeddings` [clips, frames, D], `caption_embeddings` [clips, captions, D]."""
+    `frame_embeddings` [clips, frames, D], `caption_embeddings` [clips, captions, D]; of EEG
+    `score` [epochs] and `contributions` [epochs, windows]."""
 
 
-def run_original(model: MemorabilityModel, spec: ModelSpec, tokenizer: Path | None) -> Original:
+def run_original(
+    model: MemorabilityModel | EegModel, spec: ModelSpec, tokenizer: Path | None
+) -> Original:
     """The scores of the PyTorch model, float32 on the CPU, for all cases.
 
     Raises ModelError if the model does not give what its spec says, or nothing but NaN.
@@ -71,6 +83,7 @@ def make_reference(original: Original, spec: ModelSpec) -> Reference:
     rows = scores[FRAME_SCORES][:_REFERENCE_CLIPS] if spec.frame_scores else ()
     clips = () if spec.frame_scores else scores[SCORE][:_REFERENCE_CLIPS]
     captions = () if spec.text is None else case_captions(_REFERENCE_CASE)[:_REFERENCE_CLIPS]
+    contributions = () if spec.eeg is None else scores[CONTRIBUTIONS][:_REFERENCE_CLIPS]
     return Reference(
         clips=_REFERENCE_CLIPS,
         frames_per_clip=0 if spec.prep is None else case.frames,
@@ -79,6 +92,8 @@ def make_reference(original: Original, spec: ModelSpec) -> Reference:
         frame_scores=tuple(tuple(map(float, row)) for row in rows),
         scores=tuple(map(float, clips)),
         captions=captions,
+        kind=SYNTHETIC if spec.eeg is None else SYNTHETIC_EEG,
+        contributions=tuple(tuple(map(float, row)) for row in contributions),
     )
 
 
@@ -96,7 +111,7 @@ def gate_graph(
         for name in CPU_ENGINES
         if name in installed_runtimes()
     }
-    if "onnxruntime" in measured:
+    if "onnxruntime" in measured and spec.eeg is None:
         measured["onnxruntime"][SCORE] |= _gate_embeddings(graph, original, spec, report)
     return measured
 
@@ -133,9 +148,11 @@ def _gate(
     measured: dict[str, Any] = {}
     with _opened(graph, name) as engine:
         found = [_run_engine(engine, feeds) for feeds in original.feeds]
-    for output in (SCORE, FRAME_SCORES) if spec.frame_scores else (SCORE,):
+    for output in [SCORE, *_more_outputs(spec)]:
         ours = np.concatenate([one[output].reshape(-1) for one in found])
         wanted = np.concatenate([one[output].reshape(-1) for one in original.scores])
+        if output == CONTRIBUTIONS:
+            ours, wanted = as_probabilities(ours, wanted)
         result = compare(ours[:, None], wanted[:, None], tolerance)
         numbers = result.numbers().replace("clips", f"values of {output}")
         report(f"{name} at fp32 against PyTorch: {numbers}")
@@ -151,6 +168,12 @@ def _gate(
         numbers_of = asdict(result)
         measured[output] = {"values": result.clips, **{key: numbers_of[key] for key in kept}}
     return measured
+
+
+def _more_outputs(spec: ModelSpec) -> list[str]:
+    if spec.eeg is not None:
+        return [CONTRIBUTIONS]
+    return [FRAME_SCORES] if spec.frame_scores else []
 
 
 def _place(original: Original, output: str, index: int) -> str:
@@ -177,10 +200,18 @@ def _run_engine(engine: Engine, feeds: Mapping[str, Any]) -> Feeds:
     return in_batches(run, feeds)
 
 
-def _run_torch(model: MemorabilityModel, spec: ModelSpec, feeds: Mapping[str, Any]) -> Feeds:
+def _run_torch(
+    model: MemorabilityModel | EegModel, spec: ModelSpec, feeds: Mapping[str, Any]
+) -> Feeds:
     def run(part: Feeds) -> Feeds:
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(array) for name, array in part.items()}
+            if spec.eeg is not None:
+                of_eeg = model(**tensors)
+                return {
+                    SCORE: of_eeg.score.numpy(),
+                    CONTRIBUTIONS: of_eeg.contributions.numpy(),
+                }
             scores, embeddings = model.with_embeddings(**tensors)
         found = {SCORE: scores.score.numpy()}
         found |= {name: array.numpy() for name, array in embeddings.items()}

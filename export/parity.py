@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcli.engines.verify import Comparison, compare
+from memcli.engines.comparison import Comparison, compare, compare_epochs
 from memcli.errors import ParityError
 
 if TYPE_CHECKING:
@@ -28,18 +28,24 @@ def gate(
     what: str,
     names: Sequence[str] = (),
     clip_scores: Scores | None = None,
+    contributions: tuple[Scores, Scores] | None = None,
 ) -> Comparison:
     """Compare frame scores [clips, frames] of a candidate graph with those of its original.
 
     `clip_scores` [clips] are what the candidate itself gives for clips: see
-    `memcli.engines.verify.compare`. `what` names the candidate, `names` the clips. Raises
-    ParityError with the measured numbers, the limits and the worst clip if the tolerance is
-    exceeded, ValueError if the shapes differ.
+    `memcli.engines.comparison.compare`. `what` names the candidate, `names` the clips. Of EEG, the
+    scores are [epochs, 1], and `contributions` what both give for windows. Raises ParityError with
+    the measured numbers, the limits and the worst clip if the tolerance is exceeded, ValueError if
+    the shapes differ.
     """
-    comparison = compare(candidate, reference, tolerance, clip_scores=clip_scores)
+    if contributions is None:
+        comparison = compare(candidate, reference, tolerance, clip_scores=clip_scores)
+    else:
+        pair = candidate[:, 0], reference[:, 0]
+        comparison = compare_epochs(pair, contributions, tolerance)
     if not comparison.passed:
         worst = comparison.worst_clip
-        name = names[worst] if worst < len(names) else f"clip {worst}"
+        name = names[worst] if worst < len(names) else f"{comparison.of[:-1]} {worst}"
         found, wanted = float(candidate[worst].mean()), float(reference[worst].mean())
         own = found if clip_scores is None else float(clip_scores[worst])
         if not abs(found - wanted) >= abs(own - wanted):
@@ -64,7 +70,8 @@ def describe(tolerance: Tolerance) -> str:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a graph is from its original: scores of clips and of frames, and embeddings."""
+    """How far a graph is from its original: scores of clips and of frames, and embeddings; of
+    EEG scores of epochs and contributions of windows."""
 
     inputs: str
     """What was compared on, e.g. `synthetic clips`."""
@@ -109,8 +116,9 @@ def measure(
 ) -> Parity:
     """Compare outputs and embeddings with the original's: pairs (found, wanted) by name.
 
-    `scores` has `score` [N] of clips first, and `frame_scores` [M] of their frames where the graph
-    gives them: each is held to the tolerance. `embeddings` are [K, D].
+    `scores` has `score` [N] of clips first, and `frame_scores` [M] of their frames, or
+    contributions in their unit, where the graph gives them: each is held to the tolerance.
+    `embeddings` are [K, D].
 
     Nothing is raised for a difference: see `passed`. Values that are no numbers do not pass.
     """

@@ -9,7 +9,7 @@ from memcli.export.parity import describe
 
 PARITY_FILE = "PARITY.md"
 _HEAD = (
-    "| precision | compared on | computed by | clips | max difference | mean | SRCC "
+    "| precision | compared on | computed by | {noun} | max difference | mean | SRCC "
     "| cosine min | cosine mean |\n"
     "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 )
@@ -19,18 +19,22 @@ def parity_table(bundle: Bundle) -> str:
     """The reports of all precisions as Markdown."""
     text = f"# Parity of {bundle.model}\n\n"
     text += (
-        "How far each graph is from its original: differences of the scores of clips, Spearman's\n"
-        "rank correlation of the scores, cosines of the embeddings. fp32 is compared with the\n"
-        "PyTorch model, everything else with the fp32 graph. `emulated`: on a machine without\n"
-        "arithmetic of that precision, every value was rounded to it. The numbers in full are in\n"
+        "How far each graph is from its original: differences of the scores, Spearman's rank\n"
+        "correlation of the scores, cosines of the embeddings. fp32 is compared with the PyTorch\n"
+        "model, everything else with the fp32 graph. `emulated`: on a machine without arithmetic\n"
+        "of that precision, every value was rounded to it. The numbers in full are in\n"
         "`manifest.json`; each engine is verified again at its first use on a machine.\n\n"
     )
     rows = [
-        _row(precision, report)
+        _row(precision, {**report, "inputs": _inputs(bundle, report)})
         for precision, variant in bundle.variants.items()
         for report in (*_of_training(bundle, precision), *variant.parity)
     ]
-    text += _HEAD + "".join(rows) if rows else "Nothing has been measured yet.\n"
+    text += (
+        _HEAD.format(noun=_noun(bundle)) + "".join(rows)
+        if rows
+        else "Nothing has been measured yet.\n"
+    )
     text += "\nAllowed:\n\n"
     for precision in bundle.variants:
         tolerance = bundle.spec.tolerances.get(precision)
@@ -45,6 +49,15 @@ def write_parity_table(bundle: Bundle) -> None:
     (bundle.root / PARITY_FILE).write_text(parity_table(bundle), encoding="utf-8")
 
 
+def _noun(bundle: Bundle) -> str:
+    return "clips" if bundle.spec.eeg is None else "epochs"
+
+
+def _inputs(bundle: Bundle, report: dict[str, Any]) -> str:
+    """What a report was compared on."""
+    return str(report.get("inputs") or report.get("frames_of") or f"reference {_noun(bundle)}")
+
+
 def _of_training(bundle: Bundle, precision: str) -> list[dict[str, Any]]:
     """The comparison with PyTorch, which the manifest keeps with the training."""
     told = bundle.training.get("parity")
@@ -55,16 +68,15 @@ def _of_training(bundle: Bundle, precision: str) -> list[dict[str, Any]]:
         score = outputs.get("score") if isinstance(outputs, dict) else None
         if isinstance(score, dict):
             reports.append(
-                {**score, "inputs": "synthetic clips", "runtime": runtime}
+                {**score, "inputs": f"synthetic {_noun(bundle)}", "runtime": runtime}
                 | {"clips": score.get("values")}
             )
     return reports
 
 
 def _row(precision: str, report: dict[str, Any]) -> str:
-    inputs = report.get("inputs") or report.get("frames_of") or "reference clips"
     runtime = report.get("runtime") or report.get("engine") or ""
-    cells = [precision, str(inputs), str(runtime), str(report.get("clips", ""))]
+    cells = [precision, str(report["inputs"]), str(runtime), str(report.get("clips", ""))]
     cells += [_number(report.get(name), ".2g") for name in ("max_abs", "mean_abs")]
     cells += [_number(report.get(name), ".5f") for name in ("srcc", "cosine_min", "cosine_mean")]
     return f"| {' | '.join(_plain(cell) for cell in cells)} |\n"

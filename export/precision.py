@@ -28,10 +28,12 @@ from memcli.export.calibration_captions import (
     CalibrationCaptions,
     synthetic_calibration_captions,
 )
+from memcli.export.calibration_epochs import CalibrationEpochs, synthetic_calibration_epochs
 from memcli.export.half_variant import make_half
 from memcli.export.int8 import make_int8
 from memcli.export.int8_variant import SIGNED_FOLDER, int8_variant
 from memcli.export.parity_table import write_parity_table
+from memcli.export.quantize import Scheme
 from memcli.export.ranges import Method
 from memcli.spec import PRECISIONS, Precision, Tolerance
 
@@ -50,6 +52,7 @@ def make_variant(
     calibration: Iterable[Clip] = (),
     holdout: Iterable[Clip] = (),
     captions: CalibrationCaptions | None = None,
+    epochs: CalibrationEpochs | None = None,
     method: Method | None = None,
     report: Report = lambda _: None,
 ) -> Variant:
@@ -57,9 +60,10 @@ def make_variant(
 
     int8 and fp8 need real clips, uint8 [T, H, W, 3], prepared as for scoring: `calibration` to
     choose ranges and layers with, `holdout` (at least 12 other videos, 64 frames) for the gate; a
-    model that reads captions needs `captions`, of these clips or of themselves, and has synthetic
-    ones without. `method` is how ranges are chosen. fp16 and bf16 need nothing: their gate has
-    synthetic inputs, and also whatever is given. The variant's `parity` has all reports.
+    model that reads captions needs `captions`, of these clips or of themselves, and a model of EEG
+    `epochs`; both have synthetic ones without. `method` is how ranges are chosen. fp16 and bf16
+    need nothing: their gate has synthetic inputs, and also whatever is given. The variant's
+    `parity` has all reports.
 
     Until the gate has passed the installed bundle is not touched. Raises ParityError with the
     numbers if it does not pass, EngineError if this CPU or version cannot execute the precision,
@@ -78,7 +82,7 @@ def make_variant(
             with staging(bundle.root, "make") as folder:
                 variant = make_half(
                     bundle, folder, precision, reference, tolerance,
-                    clips=clips, captions=texts, report=report,
+                    clips=clips, captions=texts, epochs=epochs, report=report,
                 )  # fmt: skip
                 # The fp32 graph, which OpenVINO executes in bf16, is looked for beside it.
                 (folder / "fp32").symlink_to((bundle.root / FP32_GRAPH).parent.resolve())
@@ -88,7 +92,7 @@ def make_variant(
             raise  # as below
         except OSError as error:
             raise _cannot_write(bundle, error) from error
-    data = _calibration(bundle, calibration, holdout, captions, report)
+    data = _calibration(bundle, calibration, holdout, captions, epochs, report)
     try:
         with staging(bundle.root, "make") as folder:
             (folder / SIGNED_FOLDER).mkdir()
@@ -99,7 +103,7 @@ def make_variant(
                 tolerance,
                 report,
                 method=method,
-                scheme="fp8" if precision == "fp8" else None,
+                scheme=_scheme(bundle, precision),
                 signed_graph=folder / SIGNED_FOLDER / GRAPH_FILE,
             )
             variant = int8_variant(bundle, folder, reference, result)
@@ -112,6 +116,17 @@ def make_variant(
         raise _cannot_write(bundle, error) from error
 
 
+def _scheme(bundle: Bundle, precision: Precision) -> Scheme | None:
+    """The scheme of 8 bits, or None for that of the kind of model.
+
+    The EEG model is a CNN, but so small that unsigned activations make it no faster: one signed
+    graph is for every runtime.
+    """
+    if precision == "fp8":
+        return "fp8"
+    return None if bundle.spec.eeg is None else "s8s8"
+
+
 def _cannot_write(bundle: Bundle, error: OSError) -> OutputError:
     return OutputError(f"cannot write the graph: {error}", where=str(bundle.root))
 
@@ -121,9 +136,14 @@ def _calibration(
     calibration: Iterable[Clip],
     holdout: Iterable[Clip],
     captions: CalibrationCaptions | None,
+    epochs: CalibrationEpochs | None,
     report: Report,
 ) -> CalibrationSet:
     """What int8 is calibrated and checked with. Raises UsageError, ModelError."""
+    if bundle.spec.eeg is not None:
+        if epochs is None:
+            report("int8: no recordings given: calibrated and checked with synthetic epochs")
+        return (epochs or synthetic_calibration_epochs(bundle.spec.eeg)).as_set()
     kept, held = list(calibration), list(holdout)
     if bundle.spec.text is not None and captions is None:
         counts = () if bundle.spec.prep is None else (len(kept), len(held))

@@ -20,9 +20,11 @@ _FOLD = ("fold", "metrics", "epochs", "best_epoch", "learning_rate")
 def training_report(run: Run) -> dict[str, Any]:
     """What the manifest tells of a run: dataset, split, seed, metrics, encoders; JSON values.
 
-    Places on the machine that trained and names of videos are left out.
+    Places on the machine that trained and names of videos are left out. `demonstration` is there,
+    and true, if the data was made up.
     """
     return {
+        **({"demonstration": True} if run.dataset.get("demonstration") is True else {}),
         "dataset": {key: run.dataset[key] for key in _DATASET if key in run.dataset},
         "seed": run.seed,
         "metrics": run.metrics,
@@ -45,6 +47,8 @@ def training_report(run: Run) -> dict[str, Any]:
 def license_text_of(run: Run) -> str:
     """`LICENSE.weights.txt`: whose weights are in the bundle and on what terms."""
     dataset = str(run.dataset.get("name", "a dataset"))
+    if run.spec.eeg is not None:
+        return _eeg_license(run, dataset)
     lines = [f"The weights of {run.model} are of several origins.", ""]
     for used in run.encoders:
         encoder = run.spec.encoder(used.tower)
@@ -63,6 +67,20 @@ def license_text_of(run: Run) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _eeg_license(run: Run, dataset: str) -> str:
+    lines = [
+        f"The weights of {run.model} were trained by the user of memcli on {dataset}.",
+        "The terms of the recordings, and what the people who were recorded have agreed to, may",
+        "restrict the use of what was trained on them.",
+    ]
+    if run.dataset.get("demonstration") is True:
+        lines = [
+            f"The weights of {run.model} are a demonstration: they were trained on recordings that",
+            "were made up. Its probabilities mean nothing for people.",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _changed(run: Run) -> bool:

@@ -12,15 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from memcli.engines.bundle import GRAPH_FILE, LICENSE_FILE, Bundle
 from memcli.engines.files import locked, staging
-from memcli.engines.verify import ATTENTION_MASK, FRAME_SCORES, INPUT, INPUT_IDS, SCORE
 from memcli.errors import MemcliError, ModelError, OutputError
 from memcli.export.build import build_bundle
-from memcli.export.cases import CAPTION_EMBEDDINGS, FRAME_EMBEDDINGS
 from memcli.export.fuse import fuse
 from memcli.export.original import gate_graph, make_reference, run_original
 from memcli.export.provenance import license_text_of, training_report, without_paths
@@ -35,17 +30,17 @@ from memcli.export.trace import (
     transpose_weights,
     write_graph,
 )
+from memcli.export.traced import traced
 from memcli.home import bundles_dir
-from memcli.spec import MAX_FRAMES, ModelSpec
+from memcli.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from memcli.train.eeg.network import EegModel
     from memcli.train.model import MemorabilityModel
     from memcli.train.run import Run
 
 Report = Callable[[str], None]
 _PREFIX = "model."
-_BATCH, _TIME, _CAPTIONS, _TOKENS = 2, 3, 4, 5
-"""Traced sizes: greater than 1, which is taken for fixed, and all different."""
 
 
 def export_run(
@@ -77,7 +72,7 @@ def export_run(
 
 
 def export_model(
-    model: MemorabilityModel,
+    model: MemorabilityModel | EegModel,
     spec: ModelSpec,
     *,
     tokenizer: Path | None,
@@ -136,57 +131,15 @@ def export_model(
         raise OutputError(f"cannot write the bundle: {error}", where=str(target)) from error
 
 
-class _Traced(nn.Module):
-    """The model with its scores and then its embeddings as a plain tuple of tensors."""
-
-    def __init__(self, model: MemorabilityModel, frame_scores: bool):
-        super().__init__()
-        self.model = model
-        self._frame_scores = frame_scores
-
-    def forward(
-        self,
-        frames: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        scores, embeddings = self.model.with_embeddings(frames, input_ids, attention_mask)
-        frame_scores = (scores.frame_scores,) if self._frame_scores else ()
-        return (scores.score, *frame_scores, *embeddings.values())
-
-
-def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> None:
+def write_traced(model: MemorabilityModel | EegModel, spec: ModelSpec, folder: Path) -> None:
     """Write the fp32 graph of `model` as `model.onnx` and `model.bin`.
 
-    Inputs `frames` uint8 [batch, time, H, W, 3] and/or `input_ids` and `attention_mask` int64
-    [batch, captions, tokens] (tokens fixed where the captions are always padded to one length);
-    outputs `score` float32 [batch] and, where the spec has them, `frame_scores` float32
-    [batch, time]. Inside, `frame_embeddings` [batch, time, D] and `caption_embeddings`
-    [batch, captions, D] are what the encoders give. Raises ModelError if the exporter cannot
-    translate the model, OSError.
+    Its inputs and outputs are as `memcli.export.traced.traced` says. Raises ModelError if the
+    exporter cannot translate the model, OSError.
     """
-    inputs: dict[str, Tensor] = {}
-    axes: dict[str, dict[int, Any]] = {}
-    batch = torch.export.Dim("batch")
-    if spec.prep is not None:
-        shape = (_BATCH, _TIME, *spec.prep.frame_shape())
-        inputs[INPUT] = torch.zeros(shape, dtype=torch.uint8)
-        axes[INPUT] = {0: batch, 1: torch.export.Dim("time", max=MAX_FRAMES)}
-    if spec.text is not None:
-        fixed = spec.text.fixed_length or spec.text.max_tokens <= _TOKENS
-        tokens = spec.text.max_tokens if fixed else _TOKENS
-        by_axis = {0: batch, 1: torch.export.Dim("captions")}
-        if not fixed:
-            by_axis[2] = torch.export.Dim("tokens", max=spec.text.max_tokens)
-        for name in (INPUT_IDS, ATTENTION_MASK):
-            inputs[name] = torch.ones((_BATCH, _CAPTIONS, tokens), dtype=torch.int64)
-            axes[name] = by_axis
-    outputs = [SCORE, FRAME_SCORES] if spec.frame_scores else [SCORE]
-    inner = [FRAME_EMBEDDINGS] if spec.prep is not None else []
-    inner += [CAPTION_EMBEDDINGS] if spec.text is not None else []
-    wrapped = _Traced(model, spec.frame_scores).eval()
+    plan = traced(model, spec)
     try:
-        graph = trace(wrapped, inputs, axes, outputs + inner)
+        graph = trace(plan.module, plan.inputs, plan.axes, plan.outputs + plan.inner)
     except Exception as error:  # torch.export has many errors of its own and of its parts
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
@@ -198,5 +151,5 @@ def write_traced(model: MemorabilityModel, spec: ModelSpec, folder: Path) -> Non
     fuse(graph)
     graph = tidy(graph)
     give_names(graph, _PREFIX)
-    keep_inside(graph, inner)
+    keep_inside(graph, plan.inner)
     write_graph(graph, folder)

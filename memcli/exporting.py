@@ -13,18 +13,15 @@ from memcli.compiling import EngineOptions, compile_engine
 from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.models import DEFAULT_MODEL, MODELS
 from memcli.spec import ModelSpec, Precision
+from memcli.variants import CALIBRATED, make_precision
 
 if TYPE_CHECKING:
-    from memcli.captions import Captions
-    from memcli.engines.bundle import Bundle, Variant
-    from memcli.export.calibration import CalibrationClips
-    from memcli.export.calibration_captions import CalibrationCaptions
+    from memcli.engines.bundle import Bundle
     from memcli.export.ranges import Method
     from memcli.train.run import Run
 
 Target = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Report = Callable[[str], None]
-_CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 _NOT_OPENVINO: tuple[Precision, ...] = ("fp16", "fp8")
 
 
@@ -37,7 +34,7 @@ class ExportRequest:
     precisions: tuple[Precision, ...] = ()
     run: Path | None = None
     calibration: Path | None = None
-    """Videos."""
+    """Videos, or recordings of EEG."""
     captions: Path | None = None
     method: Method | None = None
     target: Target = "onnx"
@@ -122,7 +119,7 @@ def check_request(request: ExportRequest) -> None:
 def _check_used(request: ExportRequest) -> None:
     """Raise UsageError for an option that no precision of the request has a use for."""
     made = [one for one in request.steps if one not in (None, "fp32")]
-    if request.method is not None and not set(made) & set(_CALIBRATED):
+    if request.method is not None and not set(made) & set(CALIBRATED):
         raise UsageError(
             "--method is how int8 and fp8 choose ranges, and neither is asked for",
             next_step="Add --int8 or --fp8",
@@ -146,7 +143,8 @@ def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
     if len(known) < len(specs):
         return  # what is wrong with a model is said when its turn comes
     names = ", ".join(models)
-    if request.calibration is not None and all(spec.prep is None for spec in known):
+    watched = [spec for spec in known if spec.prep is not None or spec.eeg is not None]
+    if request.calibration is not None and not watched:
         raise UsageError(
             f"--calibration names videos, and no frames are read by {names}",
             next_step="Give captions: --captions FILE",
@@ -208,7 +206,7 @@ def export_one(
     bundle = _installed(request, model, report)
     if precision not in (None, "fp32"):
         assert precision is not None
-        lines += _make_precision(bundle, precision, request, report)
+        lines += make_precision(bundle, precision, request, report)
         bundle = store.find(model)
     if request.compiles:
         assert request.target == "tensorrt" or request.target == "tensorrt-rtx"
@@ -303,7 +301,8 @@ def _find_run(model: str, folder: Path | None) -> Run:
 
 
 def _export_run(run: Run, offline: bool, report: Report) -> list[str]:
-    for package in ("torch", "transformers", "onnxscript"):
+    of_eeg = run.spec.eeg is not None
+    for package in ("torch", "onnxscript") if of_eeg else ("torch", "transformers", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(
                 package,
@@ -316,86 +315,10 @@ def _export_run(run: Run, offline: bool, report: Report) -> list[str]:
     bundle = export_run(run, offline=offline, report=report)
     return [
         f"{bundle.model} is installed, in fp32, from {run.folder}",
-        f"Use it: memcli score VIDEOS --model {bundle.model}",
+        f"Use it: memcli eeg RECORDINGS --model {bundle.model}"
+        if of_eeg
+        else f"Use it: memcli score VIDEOS --model {bundle.model}",
     ]
-
-
-def _make_precision(
-    bundle: Bundle, precision: Precision, request: ExportRequest, report: Report
-) -> list[str]:
-    """Add a precision to an installed bundle. Raises UsageError for int8 without videos."""
-    from memcli.captions import read_captions
-    from memcli.export.calibration import CalibrationClips, read_calibration
-    from memcli.export.precision import make_variant
-
-    spec = bundle.spec
-    clips = CalibrationClips([], [])
-    if spec.prep is not None and request.calibration is not None:
-        clips = read_calibration(request.calibration, spec.prep, report=report)
-    elif spec.prep is not None and precision in _CALIBRATED:
-        raise UsageError(
-            f"--{precision} is verified on real videos, and none were given",
-            next_step=f"Name some of yours: memcli export {bundle.model} --{precision}"
-            " --calibration DIR",
-        )
-    elif spec.prep is None and request.calibration is not None:
-        report(f"{bundle.model} reads no frames: made without --calibration")
-    captions = None
-    if spec.text is None and request.captions is not None:
-        report(f"{bundle.model} reads no captions: made without --captions")
-    elif spec.prep is not None and request.captions is not None and request.calibration is None:
-        report(f"{bundle.model}: made without --captions, which are of no videos that were given")
-    elif request.captions is not None:
-        clips, captions = _captions(
-            read_captions(request.captions), clips, spec.prep is None, report
-        )
-    variant = make_variant(
-        bundle,
-        precision,
-        calibration=clips.calibration,
-        holdout=clips.holdout,
-        captions=captions,
-        method=request.method,
-        report=report,
-    )
-    return _told(bundle.model, variant)
-
-
-def _captions(
-    captions: Captions, clips: CalibrationClips, alone: bool, report: Report
-) -> tuple[CalibrationClips, CalibrationCaptions]:
-    """Captions of the clips, which lose those without; or of whatever the file has."""
-    from memcli.export.calibration_captions import captions_of_file, captions_of_videos
-
-    if alone:
-        return clips, captions_of_file(captions.entries.values(), captions.name)
-    return captions_of_videos(clips, captions.of, captions.name, report)
-
-
-def _told(model: str, variant: Variant) -> list[str]:
-    """What the gate measured, one line for each kind of input."""
-    lines = []
-    for one in variant.parity:
-        text = f"{model} {variant.precision}: max |difference| {one['max_abs']:.4f}"
-        text += f", mean {one['mean_abs']:.4f}"
-        if one.get("srcc") is not None:
-            text += f", SRCC {one['srcc']:.4f}"
-        if one.get("cosine_min") is not None:
-            text += f", cosine of embeddings at least {one['cosine_min']:.5f}"
-        inputs = one.get("inputs") or one.get("frames_of") or "reference clips"
-        by = one.get("runtime") or one.get("engine")
-        lines.append(f"{text} on {one['clips']} {inputs}{f' ({by})' if by else ''}")
-    if variant.precision == "bf16":
-        from memcli.engines.openvino import require_cpu_precision
-        from memcli.errors import MemcliError
-
-        try:
-            require_cpu_precision("bf16")
-        except MemcliError as error:
-            lines.append(f"It is for other machines: {error.what}")
-    if variant.precision in ("fp16", "fp8"):
-        lines.append("It is for GPUs; this CPU goes on with the other precisions")
-    return lines
 
 
 def _plans_folder(request: ExportRequest) -> Path | None:

@@ -134,7 +134,7 @@ def test_a_model_whose_last_precision_fails_is_not_packed_and_the_next_one_is(
 ) -> None:
     make_text_bundle(home())
     give_tolerances("tiny-text")
-    real = exporting._make_precision
+    real = exporting.make_precision
 
     def of_text_only(bundle: Bundle, precision: Any, *more: Any) -> list[str]:
         return (
@@ -143,7 +143,7 @@ def test_a_model_whose_last_precision_fails_is_not_packed_and_the_next_one_is(
             else real(bundle, precision, *more)
         )
 
-    monkeypatch.setattr(exporting, "_make_precision", of_text_only)
+    monkeypatch.setattr(exporting, "make_precision", of_text_only)
     result = CliRunner().invoke(
         command, ["tiny", "tiny-text", "--fp16", "--bf16", "-o", str(tmp_path / "out")]
     )

@@ -1,4 +1,4 @@
-"""Every model of the registry that is made by training, at a tiny size with random weights.
+"""Every model of videos that is made by training, at a tiny size with random weights.
 
 The specs are the registry's, with tiny checkpoints (`tiny_hub`) for their encoders and narrow
 heads; all else, kinds and options above all, is as published.
@@ -15,7 +15,7 @@ import tiny_hub
 from memcli.models import MODELS, get_model
 from memcli.spec import HeadSpec, ModelSpec
 
-TRAINED = tuple(name for name, spec in MODELS.items() if spec.head is not None)
+TRAINED = tuple(name for name, spec in MODELS.items() if spec.head is not None and not spec.eeg)
 CHECKPOINT_KINDS = {
     "google/siglip-base-patch16-224": "siglip",
     "sentence-transformers/all-distilroberta-v1": "roberta",

@@ -83,7 +83,8 @@ def command(
     """Measure decode, preprocess, engine and end-to-end speed.
 
     PATH is as for `memcli score`; without one, clips made on the spot are taken. Every verified
-    engine and precision of the model is measured, or the one that --engine and --precision name.
+    engine and precision of the model is measured, or the one that --engine and --precision name. Of
+    an EEG model, only engines are measured, on synthetic epochs.
 
     \b
     Examples:
@@ -98,6 +99,8 @@ def command(
         json_event("message", text=text) if as_json else say(text)
 
     settings = ScoreSettings(frames=frames, workers=workers, **engine)
+    if _is_eeg(settings.model):
+        return _bench_eeg(settings, paths, repeat, report, as_json=as_json)
     with _videos(paths, report) as (sources, origin):
         measured = _measure(settings, sources, origin, repeat, report)
     if as_json:
@@ -105,6 +108,48 @@ def command(
     else:
         _show(measured)
     done = any(speed.problem is None for speed in measured.engines)
+    return ExitCode.OK if done else ExitCode.NOT_USABLE
+
+
+def _is_eeg(name: str) -> bool:
+    """Whether a model is one of EEG, as far as that can be known before it is opened."""
+    from memcli import store
+    from memcli.models import MODELS
+
+    spec = MODELS.get(name)
+    if spec is None or store.is_installed(name):
+        spec = store.find(name).spec
+    return spec.eeg is not None
+
+
+def _bench_eeg(
+    settings: ScoreSettings, paths: Sequence[str], repeat: int, report: Report, *, as_json: bool
+) -> int:
+    from memcli.benchmark_eeg import check_bench_settings, measure_eeg
+    from memcli.terminal import print_table
+    from memcli.text import plural, printable
+
+    check_bench_settings(settings, paths)
+    bundle, candidates, problem = _candidates(settings, report)
+    measured = measure_eeg(settings, bundle, candidates, problem, repeat, report)
+    done = [one for one in measured.engines if one.problem is None]
+    if as_json:
+        click.echo(json.dumps(measured.to_dict(), indent=2))
+        return ExitCode.OK if done else ExitCode.NOT_USABLE
+    click.echo(f"machine  {printable(measured.machine)}")
+    click.echo(f"model    {printable(measured.model)}")
+    click.echo(
+        f"epochs   {measured.epochs} synthetic ones of {plural(measured.channels, 'channel')} and"
+        f" {plural(measured.samples, 'sample')}, {measured.batch_size} in a batch"
+    )
+    click.echo(f"medians of {plural(measured.repeat, 'measurement')} each\n")
+    rows = [(one.candidate, f"{one.epochs_per_s:,.1f}", f"{one.spread:.0%}") for one in done]
+    print_table(("engine", "epochs/s", "spread"), rows, right=("epochs/s", "spread"))
+    for one in measured.engines:
+        if one.problem is not None:
+            _echo_lines(f"{one.candidate}: not measured: {one.problem}")
+    if measured.engine_problem:
+        _echo_lines(f"engines not measured: {measured.engine_problem}")
     return ExitCode.OK if done else ExitCode.NOT_USABLE
 
 
@@ -155,7 +200,9 @@ def _candidates(
         bundle = ensure(settings.model, offline=settings.offline, report=report)
     except ModelError as error:
         known = MODELS.get(settings.model)
-        if known is None or known.text is not None or is_installed(settings.model):
+        if known is None or known.prep is None or known.text is not None:
+            raise
+        if is_installed(settings.model):
             raise
         return _weightless(settings.model), [], str(error)
     try:

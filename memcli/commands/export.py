@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--calibration",
     type=click.Path(exists=True, path_type=Path),
     metavar="DIR",
-    help="Your own videos: half of them calibrate int8 and fp8, the rest verify.",
+    help="Your own videos, or recordings: half of them calibrate int8 and fp8, the rest verify.",
 )
 @click.option(
     "--captions",

@@ -63,6 +63,9 @@ def _entry(spec: ModelSpec, bundle: Bundle | None) -> dict[str, Any]:
 
 
 def _input(spec: ModelSpec) -> str:
+    if spec.eeg is not None:
+        channels, seconds = len(spec.eeg.channels), spec.eeg.duration_s
+        return f"EEG, {plural(channels, 'channel')}, {seconds:g} s"
     prep = spec.prep
     parts = ["captions"] if spec.text else []
     if prep is not None:
@@ -120,7 +123,9 @@ def show(name: str, as_json: bool) -> None:
         f"trained on  {spec.trained_on}",
         *(f"published   {_published(one)}; {cited(one.source)}" for one in spec.published),
         *_weights(spec),
+        *_notes(bundle),
         *_encoder_lines(spec, installed=bundle is not None),
+        *_eeg_lines(spec),
         *_head_lines(spec),
     ]
     if bundle is None:
@@ -162,6 +167,31 @@ def _encoder_lines(spec: ModelSpec, *, installed: bool) -> list[str]:
         f" {f'revision {one.revision}' if one.revision else without}"
         for one in spec.encoders
     ]
+
+
+def _notes(bundle: Bundle | None) -> list[str]:
+    """What to know before anybody trusts the scores."""
+    if bundle is None or not bundle.training.get("demonstration"):
+        return []
+    from memcli.recognition.rows import DEMONSTRATION
+
+    return [f"note        {DEMONSTRATION}"]
+
+
+def _eeg_lines(spec: ModelSpec) -> list[str]:
+    """What of a recording the model takes."""
+    if spec.eeg is None:
+        return []
+    eeg = spec.eeg
+    band = [f"above {eeg.high_pass_hz:g} Hz"] if eeg.high_pass_hz else []
+    band += [f"below {eeg.low_pass_hz:g} Hz"] if eeg.low_pass_hz else []
+    lines = [
+        f"epochs      {eeg.duration_s:g} s from {eeg.start_s:g} s after the event, at"
+        f" {eeg.sfreq_hz:g} Hz, in {plural(eeg.windows, 'window')} of {eeg.window_s:g} s",
+        f"reference   {eeg.reference}{', ' if band else ''}{' and '.join(band)}",
+        f"channels    {len(eeg.channels)}: {' '.join(eeg.channels)}",
+    ]
+    return lines + ([f"subjects    {len(eeg.subjects)} known"] if eeg.subjects else [])
 
 
 def _head_lines(spec: ModelSpec) -> list[str]:

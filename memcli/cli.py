@@ -13,6 +13,7 @@ from memcli import __version__
 # command's own help.
 COMMANDS = {
     "score": "Score the memorability of videos.",
+    "eeg": "Recognition from EEG: how probable it is that a clip was recognised.",
     "models": "List, fetch, add and remove models.",
     "train": "Train a model of the papers on a dataset.",
     "evaluate": "Measure a trained or installed model on a dataset.",

@@ -10,16 +10,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from memcli.closing import Closeable
 from memcli.errors import OutputError, OutputMismatchError, UsageError
-from memcli.results import SCHEMA, Row
+from memcli.results import SCHEMA, R, Row
 
 _KIND = "memcli journal"
+J = TypeVar("J", bound="RowJournal[Any]")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class FileIdentity:
             return None
         return cls(status.st_size, status.st_mtime_ns)
 
+    @classmethod
+    def read(cls, entry: list[int] | None) -> FileIdentity | None:
+        """From what a journal's line has. Raises TypeError for anything else."""
+        return cls(*entry) if entry else None
+
+    @staticmethod
+    def stored(identity: FileIdentity | None) -> list[int] | None:
+        """For a journal's line."""
+        return [identity.size, identity.mtime_ns] if identity else None
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -46,11 +57,14 @@ class _Entry:
     failed: bool
 
 
-class Journal(Closeable):
-    """An open journal. One process at a time may hold it.
+class RowJournal(Closeable, Generic[R]):
+    """An open journal of rows of one type. One process at a time may hold it.
 
     Only the position of each row is kept in memory, so that a million rows need little of it.
     """
+
+    row_type: ClassVar[type[Any]]
+    """What its rows are made of again."""
 
     def __init__(self, descriptor: int, path: Path, settings: dict[str, Any]):
         self._descriptor = descriptor
@@ -60,7 +74,7 @@ class Journal(Closeable):
         self._end = 0
 
     @classmethod
-    def open(cls, table: Path, settings: dict[str, Any], *, resume: bool) -> Journal:
+    def open(cls: type[J], table: Path, settings: dict[str, Any], *, resume: bool) -> J:
         """Open or begin the journal of `table` for rows made with `settings`.
 
         Raises UsageError if another run holds it, or the folder cannot be written;
@@ -109,9 +123,10 @@ class Journal(Closeable):
     def _remember(self, line: bytes) -> None:
         try:
             value = json.loads(line)
-            identity = FileIdentity(*value["file"]) if value["file"] else None
-            row = Row(**value["row"])
-            self._entries[value["key"]] = _Entry(self._end, identity, row.status == "failed")
+            row = self.row_type(**value["row"])
+            self._entries[value["key"]] = _Entry(
+                self._end, FileIdentity.read(value["file"]), row.status == "failed"
+            )
         except (ValueError, KeyError, TypeError):
             # A line that the disk damaged: its video is scored again, the others keep their rows.
             return
@@ -127,14 +142,13 @@ class Journal(Closeable):
         """Whether the row of a finished file says that it failed."""
         return self._entries[key].failed
 
-    def write(self, key: str, identity: FileIdentity | None, row: Row) -> None:
+    def write(self, key: str, identity: FileIdentity | None, row: R) -> None:
         """Append a row; it survives whatever happens to the process afterwards.
 
         Raises OutputError if the disk does not take it; the journal is then as it was before.
         """
         place = self._end
-        file = [identity.size, identity.mtime_ns] if identity else None
-        self._append({"key": key, "file": file, "row": row.to_dict(curve=True)})
+        self._append({"key": key, "file": FileIdentity.stored(identity), "row": asdict(row)})
         self._entries[key] = _Entry(place, identity, row.status == "failed")
 
     def _append(self, value: dict[str, Any]) -> None:
@@ -152,12 +166,18 @@ class Journal(Closeable):
             ) from error
         self._end += written
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[R]:
         """The newest row of every file, sorted by path."""
+        return self._rows_at(
+            self._entries[key].offset for key in sorted(self._entries, key=os.fsencode)
+        )
+
+    def _rows_at(self, offsets: Iterable[int]) -> Iterator[R]:
         with self._path.open("rb") as stream:
-            for key in sorted(self._entries, key=os.fsencode):
-                stream.seek(self._entries[key].offset)
-                yield Row(**json.loads(stream.readline())["row"])
+            for offset in offsets:
+                stream.seek(offset)
+                row: R = self.row_type(**json.loads(stream.readline())["row"])
+                yield row
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -169,6 +189,12 @@ class Journal(Closeable):
     def close(self) -> None:
         """Give the journal back to other runs."""
         os.close(self._descriptor)
+
+
+class Journal(RowJournal[Row]):
+    """The journal of `memcli score`."""
+
+    row_type = Row
 
 
 def _encode(value: dict[str, Any]) -> bytes:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from memcli.text import plural, printable
 
@@ -22,13 +24,71 @@ _PLAIN_INTERVAL_S = 10.0
 _JSON_INTERVAL_S = 1.0
 
 
-def make_progress(*, quiet: bool, as_json: bool) -> Progress:
+class FailedRow(Protocol):
+    """What a watcher asks of a row."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def error_code(self) -> str | None: ...
+
+    @property
+    def error(self) -> str | None: ...
+
+
+class Counts(Protocol):
+    """What a watcher asks of a summary."""
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def resumed(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def failed(self) -> int: ...
+
+    @property
+    def eta_s(self) -> float: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+C = TypeVar("C", bound=Counts)
+
+
+@dataclass(frozen=True)
+class Wording(Generic[C]):
+    """How one kind of run is told."""
+
+    opening: Callable[[C], list[str]]
+    """Before the first row."""
+    unit: str
+    """Of the counts, e.g. `videos`."""
+    speed: Callable[[C], str]
+    rates: Callable[[C], dict[str, float]]
+    """Speeds of a `progress` event."""
+
+
+def make_progress(*, quiet: bool, as_json: bool) -> Progress[Row, Summary]:
+    """The watcher of `memcli score` that fits the options and the terminal."""
+    return watcher(SCORING, quiet=quiet, as_json=as_json)
+
+
+def watcher(wording: Wording[C], *, quiet: bool, as_json: bool) -> QuietProgress[C]:
     """The watcher that fits the options and the terminal."""
     if as_json:
-        return JsonProgress()
+        return JsonProgress(wording)
     if quiet:
-        return QuietProgress()
-    return BarProgress() if sys.stderr.isatty() else PlainProgress()
+        return QuietProgress(wording)
+    return BarProgress(wording) if sys.stderr.isatty() else PlainProgress(wording)
 
 
 def say(text: str) -> None:
@@ -44,55 +104,57 @@ def say(text: str) -> None:
         silence(sys.stderr)
 
 
-class QuietProgress:
+class QuietProgress(Generic[C]):
     """Says nothing."""
+
+    def __init__(self, wording: Wording[C]):
+        self._wording = wording
 
     def message(self, text: str) -> None: ...
 
-    def begin(self, summary: Summary) -> None: ...
+    def begin(self, summary: C) -> None: ...
 
-    def advance(self, row: Row, summary: Summary) -> None: ...
+    def advance(self, row: FailedRow, summary: C) -> None: ...
 
     def end(self) -> None: ...
 
 
-class PlainProgress(QuietProgress):
+class PlainProgress(QuietProgress[C]):
     """A line every ten seconds, for logs."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    _next = 0.0
 
     def message(self, text: str) -> None:
         say(text)
 
-    def begin(self, summary: Summary) -> None:
-        for line in opening_lines(summary):
+    def begin(self, summary: C) -> None:
+        for line in self._wording.opening(summary):
             say(line)
         self._next = time.monotonic() + _PLAIN_INTERVAL_S
 
-    def advance(self, row: Row, summary: Summary) -> None:
+    def advance(self, row: FailedRow, summary: C) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PLAIN_INTERVAL_S
             say(
-                f"{summary.done + summary.resumed}/{summary.total} videos, {summary.failed} failed,"
-                f" {_speed(summary)},"
-                f" {_clock(summary.eta_s)} left"
+                f"{summary.done + summary.resumed}/{summary.total} {self._wording.unit},"
+                f" {summary.failed} failed,"
+                f" {self._wording.speed(summary)},"
+                f" {clock(summary.eta_s)} left"
             )
 
 
-class JsonProgress(QuietProgress):
+class JsonProgress(QuietProgress[C]):
     """One JSON object a line: `message`, `begin`, `progress` (at most one a second), `failed`."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    _next = 0.0
 
     def message(self, text: str) -> None:
         json_event("message", text=text)
 
-    def begin(self, summary: Summary) -> None:
+    def begin(self, summary: C) -> None:
         json_event("begin", **summary.to_dict())
 
-    def advance(self, row: Row, summary: Summary) -> None:
+    def advance(self, row: FailedRow, summary: C) -> None:
         if row.status == "failed":
             json_event("failed", path=row.path, error_code=row.error_code, error=row.error)
         if time.monotonic() >= self._next:
@@ -103,8 +165,7 @@ class JsonProgress(QuietProgress):
                 resumed=summary.resumed,
                 total=summary.total,
                 failed=summary.failed,
-                videos_per_s=round(summary.videos_per_s, 3),
-                frames_per_s=round(summary.frames_per_s, 3),
+                **{name: round(rate, 3) for name, rate in self._wording.rates(summary).items()},
                 eta_s=round(summary.eta_s, 1),
             )
 
@@ -114,21 +175,20 @@ def json_event(event: str, **values: Any) -> None:
     say(json.dumps({"event": event, **values}))
 
 
-class BarProgress(QuietProgress):
-    """A live bar: videos done and failed, videos/s, frames/s, time left."""
+class BarProgress(QuietProgress[C]):
+    """A live bar: what is done and failed, speed, time left."""
 
-    def __init__(self) -> None:
-        self._bar: RichBar | None = None
+    _bar: RichBar | None = None
 
     def message(self, text: str) -> None:
         say(text)
 
-    def begin(self, summary: Summary) -> None:
+    def begin(self, summary: C) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichBar
 
-        for line in opening_lines(summary):
+        for line in self._wording.opening(summary):
             say(line)
         self._bar = RichBar(
             TextColumn("{task.description}"),
@@ -145,9 +205,14 @@ class BarProgress(QuietProgress):
         )
         self._bar.start()
 
-    def advance(self, row: Row, summary: Summary) -> None:
+    def advance(self, row: FailedRow, summary: C) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, failed=summary.failed, speed=_speed(summary))
+            self._bar.update(
+                self._task,
+                completed=summary.resumed + summary.done,
+                failed=summary.failed,
+                speed=self._wording.speed(summary),
+            )
 
     def end(self) -> None:
         if self._bar is not None:
@@ -176,7 +241,7 @@ def closing_lines(summary: Summary) -> list[str]:
     if summary.partial:
         counts.append(f"{summary.partial:,} partially")
     counts.append(f"{summary.failed:,} failed")
-    lines = [f"{', '.join(counts)} in {_clock(summary.elapsed_s)}"]
+    lines = [f"{', '.join(counts)} in {clock(summary.elapsed_s)}"]
     if summary.bottleneck:
         lines[0] += f" ({_speed(summary)})"
         lines.append(
@@ -212,7 +277,19 @@ def _speed(summary: Summary) -> str:
     return f"{summary.videos_per_s:.2f} videos/s{frames}"
 
 
-def _clock(seconds: float) -> str:
+SCORING: Wording[Summary] = Wording(
+    opening=opening_lines,
+    unit="videos",
+    speed=_speed,
+    rates=lambda summary: {
+        "videos_per_s": summary.videos_per_s,
+        "frames_per_s": summary.frames_per_s,
+    },
+)
+
+
+def clock(seconds: float) -> str:
+    """`4.2 s`, or `1:02:03` from a minute on."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,7 @@
-"""Result rows (schema 1) and the tables they are written to: CSV, JSON lines, Parquet."""
+"""Result rows (schema 1) and the tables they are written to: CSV, JSON lines, Parquet.
+
+`Row` is a video's. Other kinds of rows have a `Layout` of their own and the same writers.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, get_args
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 from memcli.errors import MissingDependencyError, OutputError, UsageError
 from memcli.text import csv_cell, csv_path, decodable
@@ -23,6 +37,49 @@ Status = Literal["ok", "partial", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 FORMATS = (".csv", ".jsonl", ".parquet")
 _PARQUET_ROWS = 4096
+
+
+class TableRow(Protocol):
+    """A row of any table: a dataclass of strings, numbers and lists of numbers."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def status(self) -> Status: ...
+
+
+R = TypeVar("R", bound=TableRow)
+
+
+@dataclass(frozen=True)
+class Layout(Generic[R]):
+    """How rows of one type become a table. Columns and their types are the row's fields."""
+
+    row: type[R]
+    lists: tuple[str, ...]
+    """Columns that hold lists, which a CSV table has no place for."""
+    points: tuple[str, ...] = ()
+    """Columns of the second CSV file, `NAME.curve.csv`, that has a line per point of the lists;
+    none: CSV goes without lists."""
+    points_of: Callable[[R], Iterable[Sequence[Any]]] | None = None
+    """The lines of a row there."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns without lists."""
+        names = (field.name for field in dataclasses.fields(self.row))
+        return tuple(name for name in names if name not in self.lists)
+
+    def values(self, row: R, *, lists: bool) -> dict[str, Any]:
+        """A row's columns, those with lists only where asked for."""
+        values = dataclasses.asdict(row)
+        if not lists:
+            for name in self.lists:
+                del values[name]
+        return values
 
 
 @dataclass(frozen=True)
@@ -60,15 +117,19 @@ class Row:
 
     def to_dict(self, *, curve: bool) -> dict[str, Any]:
         """Columns in order; the curve's two only where asked for."""
-        values = dataclasses.asdict(self)
-        if not curve:
-            for name in CURVE_COLUMNS:
-                del values[name]
-        return values
+        return SCORES.values(self, lists=curve)
 
 
 CURVE_COLUMNS = ("frame_times_s", "frame_scores")
-COLUMNS = tuple(f.name for f in dataclasses.fields(Row) if f.name not in CURVE_COLUMNS)
+
+
+def _curve_points(row: Row) -> Iterator[tuple[Any, ...]]:
+    points = zip(row.frame_times_s or [], row.frame_scores or [], strict=True)
+    return ((csv_path(row.path), frame, *point) for frame, point in enumerate(points))
+
+
+SCORES = Layout(Row, CURVE_COLUMNS, ("path", "frame", "time_s", "score"), _curve_points)
+COLUMNS = SCORES.columns
 MEASURED_COLUMNS = ("decode_ms", "infer_ms")
 """Columns that differ between two runs over the same files."""
 
@@ -88,20 +149,25 @@ def output_format(path: Path) -> str:
 
 
 def write_table(path: Path, rows: Iterable[Row], *, curve: bool) -> None:
+    """`write_rows` of scores. Curves beside a CSV table are in `NAME.curve.csv`."""
+    write_rows(path, rows, SCORES, lists=curve)
+
+
+def write_rows(path: Path, rows: Iterable[R], layout: Layout[R], *, lists: bool) -> None:
     """Write rows to `path` in the format of its ending, atomically.
 
-    A CSV table has no place for curves: they go to a second file, `NAME.curve.csv`, with one line
-    per frame. Raises OutputError; an older table is then still whole.
+    `lists`: also the columns that hold lists. Raises OutputError; an older table is then still
+    whole.
     """
     suffix = output_format(path)
     if suffix == ".csv":
-        _write_csv(path, rows, curve=curve)
+        _write_csv(path, rows, layout, lists=lists)
     elif suffix == ".jsonl":
-        with _atomic(path) as stream:
+        with atomic_text(path) as stream:
             for row in rows:
-                stream.write(json.dumps(row.to_dict(curve=curve)) + "\n")
+                stream.write(json.dumps(layout.values(row, lists=lists)) + "\n")
     else:
-        _write_parquet(path, rows, curve=curve)
+        _write_parquet(path, rows, layout, lists=lists)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
@@ -123,7 +189,7 @@ def curve_path(path: Path) -> Path:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[IO[str]]:
+def atomic_text(path: Path) -> Iterator[IO[str]]:
     """A text stream whose content replaces `path` at the end, or leaves it as it was."""
     temporary = _temporary(path)
     try:
@@ -140,28 +206,31 @@ def _atomic(path: Path) -> Iterator[IO[str]]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_csv(path: Path, rows: Iterable[Row], *, curve: bool) -> None:
-    if not curve:
-        with _atomic(path) as stream:
+def _write_csv(path: Path, rows: Iterable[R], layout: Layout[R], *, lists: bool) -> None:
+    if not lists or layout.points_of is None:
+        with atomic_text(path) as stream:
             table = csv.writer(stream)
-            table.writerow(COLUMNS)
-            table.writerows(_csv_row(row) for row in rows)
+            table.writerow(layout.columns)
+            table.writerows(_csv_row(row, layout) for row in rows)
         return
-    with _atomic(path) as stream, _atomic(curve_path(path)) as curves:
+    with atomic_text(path) as stream, atomic_text(curve_path(path)) as curves:
         table, points = csv.writer(stream), csv.writer(curves)
-        table.writerow(COLUMNS)
-        points.writerow(("path", "frame", "time_s", "score"))
+        table.writerow(layout.columns)
+        points.writerow(layout.points)
         for row in rows:
-            table.writerow(_csv_row(row))
-            frames = zip(row.frame_times_s or [], row.frame_scores or [], strict=True)
-            points.writerows((csv_path(row.path), n, *point) for n, point in enumerate(frames))
+            table.writerow(_csv_row(row, layout))
+            points.writerows(layout.points_of(row))
 
 
-def _csv_row(row: Row) -> list[Any]:
-    values = row.to_dict(curve=False)
-    cells = [csv_cell(value) if isinstance(value, str) else value for value in values.values()]
-    cells[0] = csv_path(row.path)
-    return cells
+def _csv_row(row: R, layout: Layout[R]) -> list[Any]:
+    values = layout.values(row, lists=False)
+    return [
+        csv_path(row.path) if name == "path" else _cell(value) for name, value in values.items()
+    ]
+
+
+def _cell(value: Any) -> Any:
+    return csv_cell(value) if isinstance(value, str) else value
 
 
 def _pyarrow() -> Any:
@@ -174,29 +243,31 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _arrow_schema(arrow: Any, *, curve: bool) -> pyarrow.Schema:
-    integers = {"width", "height", "frames_used"}
-    reals = {"score", "duration_s", *MEASURED_COLUMNS}
+def _arrow_schema(arrow: Any, layout: Layout[R], *, lists: bool) -> pyarrow.Schema:
+    hints = get_type_hints(layout.row)
 
     def kind(name: str) -> Any:
-        if name in integers:
+        kinds = get_args(hints[name]) or (hints[name],)
+        if bool in kinds:
+            return arrow.bool_()
+        if int in kinds:
             return arrow.int64()
-        return arrow.float64() if name in reals else arrow.string()
+        return arrow.float64() if float in kinds else arrow.string()
 
-    fields = [(name, kind(name)) for name in COLUMNS]
-    if curve:
-        fields += [(name, arrow.list_(arrow.float64())) for name in CURVE_COLUMNS]
+    fields = [(name, kind(name)) for name in layout.columns]
+    if lists:
+        fields += [(name, arrow.list_(arrow.float64())) for name in layout.lists]
     return arrow.schema(fields, metadata={"memcli_schema": str(SCHEMA)})
 
 
-def _write_parquet(path: Path, rows: Iterable[Row], *, curve: bool) -> None:
+def _write_parquet(path: Path, rows: Iterable[R], layout: Layout[R], *, lists: bool) -> None:
     arrow = _pyarrow()
-    schema = _arrow_schema(arrow, curve=curve)
+    schema = _arrow_schema(arrow, layout, lists=lists)
     temporary = _temporary(path)
     try:
         with arrow.parquet.ParquetWriter(temporary, schema) as writer:
             for part in _chunks(rows, _PARQUET_ROWS):
-                table = [{**row.to_dict(curve=curve), "path": decodable(row.path)} for row in part]
+                table = [_parquet_row(row, layout, lists=lists) for row in part]
                 writer.write_table(arrow.Table.from_pylist(table, schema=schema))
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -207,8 +278,12 @@ def _write_parquet(path: Path, rows: Iterable[Row], *, curve: bool) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    part: list[Row] = []
+def _parquet_row(row: R, layout: Layout[R], *, lists: bool) -> dict[str, Any]:
+    return {**layout.values(row, lists=lists), "path": decodable(row.path)}
+
+
+def _chunks(rows: Iterable[R], size: int) -> Iterator[list[R]]:
+    part: list[R] = []
     for row in rows:
         part.append(row)
         if len(part) == size:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from memcli.errors import ExitCode, MemcliError, OutputError
 from memcli.inputs import Source, Sources, collect
-from memcli.journal import Journal, check_place
+from memcli.journal import Journal, RowJournal, check_place
 from memcli.results import Row, output_format, write_table
 from memcli.store import open_scorer
 from memcli.text import plural
@@ -111,16 +111,26 @@ class Summary:
         return {**asdict(self), "done": self.done, "exit_code": int(self.exit_code)}
 
 
-class Progress(Protocol):
-    """Who watches a run."""
+class Interruptible(Protocol):
+    """The summary of any run."""
+
+    interrupted: bool
+
+
+T = TypeVar("T", contravariant=True)
+S = TypeVar("S", bound=Interruptible, contravariant=True)
+
+
+class Progress(Protocol[T, S]):
+    """Who watches a run of rows T with a summary S."""
 
     def message(self, text: str) -> None:
         """Something worth saying, e.g. that a model is being fetched."""
         ...
 
-    def begin(self, summary: Summary) -> None: ...
+    def begin(self, summary: S) -> None: ...
 
-    def advance(self, row: Row, summary: Summary) -> None: ...
+    def advance(self, row: T, summary: S) -> None: ...
 
     def end(self) -> None:
         """The run is over, however it ended; called once."""
@@ -131,7 +141,7 @@ def score_to_table(
     paths: Sequence[str | os.PathLike[str]],
     settings: ScoreSettings,
     options: TableOptions,
-    progress: Progress,
+    progress: Progress[Row, Summary],
 ) -> Summary:
     """Score `paths` into a table and say what was done.
 
@@ -156,24 +166,50 @@ def score_to_table(
         failed = sum(journal.failed(source.key) for source in kept)
         scorer.choose_decoder(lambda: [source.path for source in pending])
         summary = _new_summary(scorer, options, sources, len(kept), failed)
-        progress.begin(summary)
-        try:
-            _run(scorer, pending, journal, options, summary, progress)
-        except KeyboardInterrupt:
-            summary.interrupted = True
-            journal.load()  # it may have come between writing a row and remembering it
-        except OutputError:
-            raise
-        except MemcliError:
-            _finish(journal, options, settings)
-            raise
-        finally:
-            progress.end()
-        _finish(journal, options, settings)
+        keep_rows(
+            journal,
+            summary,
+            progress,
+            run=lambda: _run(scorer, pending, journal, options, summary, progress),
+            finish=lambda: write_table(options.output, journal.rows(), curve=settings.curve),
+        )
     return summary
 
 
-def _tell_of_captions(settings: ScoreSettings, sources: Sources, progress: Progress) -> None:
+def keep_rows(
+    journal: RowJournal[Any],
+    summary: S,
+    progress: Progress[Any, S],
+    *,
+    run: Callable[[], None],
+    finish: Callable[[], None],
+) -> None:
+    """`run`, which fills the journal, then `finish`, which makes a table of it.
+
+    The table is made, too, if the run is interrupted or ended by an error; not if it ended because
+    the disk takes no more.
+    """
+    progress.begin(summary)
+    try:
+        run()
+    except KeyboardInterrupt:
+        summary.interrupted = True
+        journal.load()  # it may have come between writing a row and remembering it
+    except OutputError:
+        raise
+    except MemcliError:
+        journal.sync()
+        finish()
+        raise
+    finally:
+        progress.end()
+    journal.sync()
+    finish()
+
+
+def _tell_of_captions(
+    settings: ScoreSettings, sources: Sources, progress: Progress[Row, Summary]
+) -> None:
     """Say once what of a file of captions is not used."""
     from memcli.captions import Captions
 
@@ -194,7 +230,7 @@ def _run(
     journal: Journal,
     options: TableOptions,
     summary: Summary,
-    progress: Progress,
+    progress: Progress[Row, Summary],
 ) -> None:
     started = time.monotonic()
     with closing(_rows(scorer, pending, journal)) as rows:
@@ -211,11 +247,6 @@ def _rows(scorer: Scorer, pending: list[Source], journal: Journal) -> Generator[
         for source, identity, row in outcomes:
             journal.write(source.key, identity, row)
             yield row
-
-
-def _finish(journal: Journal, options: TableOptions, settings: ScoreSettings) -> None:
-    journal.sync()
-    write_table(options.output, journal.rows(), curve=settings.curve)
 
 
 def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:

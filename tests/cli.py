@@ -35,11 +35,11 @@ def memcli(
     )
 
 
-_BLOCK_TORCH = """
+_BLOCK = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "transformers"):
+        if name.partition(".")[0] in BLOCKED:
             raise ImportError(f"{name} is not for scoring")
 sys.meta_path.insert(0, Blocked())
 """
@@ -47,8 +47,13 @@ sys.meta_path.insert(0, Blocked())
 
 def without_torch(folder: Path) -> dict[str, str]:
     """Environment of a process that cannot import torch or transformers; uses the new `folder`."""
+    return without(folder, "torch", "transformers")
+
+
+def without(folder: Path, *packages: str) -> dict[str, str]:
+    """Environment of a process that cannot import some packages; uses the new `folder`."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_BLOCK_TORCH)
+    (folder / "sitecustomize.py").write_text(f"BLOCKED = {packages!r}\n{_BLOCK}")
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     }

@@ -39,13 +39,13 @@ def json_option(help_text: str) -> Callable[[F], F]:
     )
 
 
-def engine_options(function: F) -> F:
+def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
     """`--model --engine --device --precision --threads --offline`."""
     for option in reversed(
         [
             click.option(
                 "--model",
-                default=DEFAULT_MODEL,
+                default=default_model,
                 show_default=True,
                 metavar="NAME|BUNDLE",
                 help="A model of `memcli models`, or the folder of a bundle.",

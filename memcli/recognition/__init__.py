@@ -1,0 +1,1 @@
+"""Recognition from EEG at run time: from recordings to rows, tables and reports."""

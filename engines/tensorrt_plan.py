@@ -210,9 +210,19 @@ def plan_key(
 
 
 def make_plan(
-    flavour: Flavour, graph: Path, key: PlanKey, *, why: str, label: str, report: Report
+    flavour: Flavour,
+    graph: Path,
+    key: PlanKey,
+    *,
+    why: str,
+    label: str,
+    use_device: Callable[[], None] = lambda: None,
+    report: Report,
 ) -> Plan:
-    """Build the plan of `key` and keep it; `why` is told. Raises EngineError."""
+    """Build the plan of `key` and keep it; `why` is told.
+
+    `use_device` makes the GPU that of the thread which builds: `Cuda.use`. Raises EngineError.
+    """
     name = f" of {label}" if label else ""
     report(f"building the {flavour.title} engine{name} for {_for(key)}: {why}")
     timing = _TimingCache(flavour, key)
@@ -223,6 +233,7 @@ def make_plan(
         BuildOptions(**key.options),
         capability=key.capability if flavour.builds_for_capability else None,
         timing_cache=timing.read(),
+        use_device=use_device,
         report=report,
     )
     if built.timing_cache is not None:

@@ -36,6 +36,8 @@ _CLIP_FRAMES = 4
 """Frames of a clip to calibrate with, and frames in one batch: many videos say more about the range
 of an activation than many frames of a few."""
 _FILE_TIMEOUT_S = 60.0
+SYNTHETIC_CAPTIONS = "synthetic captions"
+"""`CalibrationCaptions.source` of those that we made."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class CalibrationSet:
     """One clip each, all of the same number of frames."""
     captions: str = ""
     """Where the captions come from; empty for a model that reads none."""
+    real: bool = True
+    """Whether the holdout has anything of the user: videos or captions."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def make_calibration_set(
     if spec.text is None:
         return _of_frames(kept, held, by_frame=spec.frame_scores)
     if captions is None or tokenizer is None:
-        raise ModelError(f"{spec.name} reads captions: int8 needs some, and its tokenizer")
+        raise ModelError(f"{spec.name} reads captions: calibration needs some, and its tokenizer")
     if _sentences(captions.calibration) & _sentences(captions.holdout):
         raise UsageError("a caption is both in the calibration and in the holdout set")
     from memcli.tokens import Tokeniser
@@ -142,7 +146,8 @@ def make_calibration_set(
         batches = [feeds(*pair) for pair in zip(shorter, firsts, strict=True)]
         whole = [clip[:length] for clip in held]
         checks = [feeds(*pair) for pair in zip(whole, captions.holdout, strict=True)]
-    return CalibrationSet(tuple(batches), tuple(checks), captions.source)
+    real = spec.prep is not None or captions.source != SYNTHETIC_CAPTIONS
+    return CalibrationSet(tuple(batches), tuple(checks), captions.source, real)
 
 
 def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> CalibrationSet:
@@ -180,10 +185,10 @@ def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
         or len(held) * length < MIN_HOLDOUT_FRAMES
     ):
         raise UsageError(
-            f"int8 needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
+            f"calibration needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
             f"{MIN_HOLDOUT_CLIPS} other videos with {MIN_HOLDOUT_FRAMES} frames to check, "
             f"not {frames} and {len(held)} with {len(held) * length}",
-            next_step="Give more videos: memcli export MODEL --int8 --calibration DIR",
+            next_step="Give a folder with more videos: --calibration DIR",
         )
 
 
@@ -194,7 +199,7 @@ def _sentences(captions: Iterable[Sequence[str]]) -> set[str]:
 def _check_captions(kept: int, held: int) -> None:
     if kept < MIN_CALIBRATION_CAPTIONS or held < MIN_HOLDOUT_CAPTIONS:
         raise UsageError(
-            f"int8 needs captions of at least {MIN_CALIBRATION_CAPTIONS} videos to calibrate and "
+            f"calibration needs captions of at least {MIN_CALIBRATION_CAPTIONS} videos and "
             f"of {MIN_HOLDOUT_CAPTIONS} others to check, not {kept} and {held}",
             next_step="Give a file with more captions.",
         )

@@ -12,6 +12,7 @@ from memcli.errors import UsageError, VideoError
 from memcli.export.calibration import (
     MIN_CALIBRATION_CAPTIONS,
     MIN_HOLDOUT_CAPTIONS,
+    SYNTHETIC_CAPTIONS,
     CalibrationClips,
     split_by_video,
     spread_items,
@@ -20,7 +21,6 @@ from memcli.export.calibration import (
 if TYPE_CHECKING:
     Captions = tuple[str, ...]
 
-SYNTHETIC = "synthetic captions"
 _MAX_VIDEOS = 192
 _SEED = 20
 
@@ -50,7 +50,8 @@ def captions_of_file(entries: Iterable[Sequence[str]], name: str) -> Calibration
     needed = MIN_CALIBRATION_CAPTIONS + MIN_HOLDOUT_CAPTIONS
     if len(videos) < needed:
         raise UsageError(
-            f"int8 needs different captions of {needed} videos, not of {len(videos)}", where=name
+            f"calibration needs different captions of {needed} videos, not of {len(videos)}",
+            where=name,
         )
     calibration, holdout = split_by_video(spread_items(videos, _MAX_VIDEOS))
     return CalibrationCaptions(tuple(calibration), tuple(holdout), f"captions of {name}")
@@ -132,5 +133,5 @@ def synthetic_calibration_captions(
     return CalibrationCaptions(
         tuple(sentences[:calibration]),
         tuple(sentences[calibration : calibration + holdout]),
-        SYNTHETIC,
+        SYNTHETIC_CAPTIONS,
     )

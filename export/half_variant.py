@@ -16,6 +16,7 @@ from memcli.errors import ParityError
 from memcli.export.build import graph_files, versions
 from memcli.export.cases import CASES, make_feeds, make_real_feeds
 from memcli.export.compare import Inputs, compare_graphs
+from memcli.export.evidence import SYNTHETIC_CLIPS
 from memcli.export.half import Half, write_half
 
 if TYPE_CHECKING:
@@ -55,12 +56,10 @@ def make_half(
     """
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
     inputs = [
-        Inputs(
-            "synthetic clips", [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))]
-        )
+        Inputs(SYNTHETIC_CLIPS, [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))])
     ]
     if real := make_real_feeds(bundle.spec, tokenizer, clips, captions):
-        inputs.append(Inputs(_real_inputs(bundle.spec, bool(captions)), real))
+        inputs.append(Inputs(_real_inputs(bundle.spec, bool(captions)), real, real=True))
     original = bundle.root / FP32_GRAPH
     version = import_runtime("onnxruntime").__version__
     for float_sums in (False, True):

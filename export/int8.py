@@ -26,8 +26,15 @@ from memcli.engines.verify import FRAME_SCORES, INPUT, SCORE, Comparison, compar
 from memcli.errors import ParityError
 from memcli.export.calibration import CalibrationSet, spread_items
 from memcli.export.cases import EMBEDDINGS
+from memcli.export.evidence import FP32_GRAPH, GATE, Spread, spread_of
 from memcli.export.fold import fold_batch_norms
-from memcli.export.graph_run import expose, run_batches, runs_unsigned, unsigned_error
+from memcli.export.graph_run import (
+    executor,
+    expose,
+    run_batches,
+    runs_unsigned,
+    unsigned_error,
+)
 from memcli.export.layers import Layer, is_convolutional, make_groups, quantisable_layers
 from memcli.export.parity import cosines, describe, gate
 from memcli.export.quantize import ActivationRange, Scheme, quantise
@@ -75,6 +82,12 @@ class Int8Result:
     cosine_min: float | None = None
     """Of the holdout's embeddings with those of the fp32 graph; None if the graph names none."""
     cosine_mean: float | None = None
+    spread: Spread | None = None
+    """Of the fp32 graph's scores of the holdout."""
+    runtime: str = ""
+    """What computed the holdout."""
+    real: bool = True
+    """Whether the holdout is the user's."""
     signed: Int8Result | None = None
     """Of the all-signed twin, if one was asked for and the graph is not all-signed itself."""
 
@@ -82,7 +95,12 @@ class Int8Result:
         """What the manifest keeps, as JSON values; that of the graph itself is the last."""
         own = {
             **asdict(self.holdout),
-            "frames_of": f"holdout: {self.inputs}",
+            "role": GATE,
+            "against": FP32_GRAPH,
+            "inputs": f"holdout: {self.inputs}",
+            "real": self.real,
+            "runtime": self.runtime,
+            **({} if self.spread is None else self.spread.to_dict()),
             "scheme": self.scheme,
             "calibration_method": self.method,
             "int8_layers": self.int8_layers,
@@ -98,7 +116,7 @@ def make_int8(
     int8_graph: Path,
     data: CalibrationSet,
     tolerance: Tolerance,
-    report: Report,
+    say: Report,
     *,
     method: Method | None = None,
     scheme: Scheme | None = None,
@@ -118,6 +136,11 @@ def make_int8(
     """
     import onnx
 
+    label = "fp8" if scheme == "fp8" else "int8"
+
+    def report(text: str) -> None:
+        say(f"{label}: {text}")
+
     if scheme == "u8s8" and not runs_unsigned():
         raise unsigned_error()  # before minutes are spent
 
@@ -126,7 +149,7 @@ def make_int8(
     if scheme is None:
         scheme = "u8s8" if is_convolutional(layers) else "s8s8"
         if scheme == "u8s8" and not runs_unsigned():
-            report("int8: all signed (s8s8): OpenVINO, which the faster u8s8 is for, is not here")
+            report("all signed (s8s8): OpenVINO, which the faster u8s8 is for, is not here")
             scheme = "s8s8"
     if scheme == "u8s8":  # see memcli.export.quantize; a CNN's linear layers take 1 % of its time
         layers = [layer for layer in layers if layer.is_conv]
@@ -139,7 +162,7 @@ def make_int8(
     try:
         return replace(result, signed=search.make("s8s8", signed_graph))
     except ParityError as error:
-        report(f"int8: no graph for TensorRT, which wants everything signed: {error.what}")
+        report(f"no graph for TensorRT, which wants everything signed: {error.what}")
         return result
 
 
@@ -161,7 +184,7 @@ class _Search:
         self._tolerance = tolerance
         self._method = method
         self._report = report
-        report(f"int8: ranges of {len(layers)} layers from {_inputs(data)}")
+        report(f"ranges of {len(layers)} layers from {_inputs(data)}")
         some = spread_items(data.batches, _batches(data.batches, _RANGE_INPUTS))
         self._model, self._layers = smooth(model, layers, some)
         names = list(dict.fromkeys(layer.input for layer in self._layers))
@@ -199,14 +222,14 @@ class _Search:
         """The graph with the costliest groups in float, and whether it is close enough."""
         floats = {layer for group in self._order[: self._left] for layer in group}
         quantised = [layer for layer in self._layers if layer not in floats]
-        self._report(f"int8: {len(quantised)} layers in 8 bits ({scheme}), {len(floats)} in float")
+        self._report(f"{len(quantised)} layers in 8 bits ({scheme}), {len(floats)} in float")
         candidate = quantise(self._model, quantised, ranges, scheme)
         found = observe(candidate, self._data.batches, self._output, self._inner)
         limits = for_calibration(self._tolerance, by_frame=self._output == FRAME_SCORES)
         scores, exact = np.concatenate(found.rows), np.concatenate(self._exact.rows)
         seen = compare(scores[:, None], exact[:, None], limits)
         angles = found.cosines(self._exact)
-        self._report(f"int8: calibration inputs: {seen.numbers()}{_told(angles)}")
+        self._report(f"calibration inputs: {seen.numbers()}{_told(angles)}")
         return candidate, quantised, seen.passed and _close(angles, self._tolerance)
 
     def _sweep(self, scheme: Scheme, ranges: Mapping[str, ActivationRange]) -> None:
@@ -236,7 +259,7 @@ class _Search:
             clip_scores=found.clips,
         )
         angles = found.cosines(wanted)
-        self._report(f"int8: holdout: {holdout.numbers()}{_told(angles)}")
+        self._report(f"holdout: {holdout.numbers()}{_told(angles)}")
         if not _close(angles, self._tolerance):
             raise ParityError(
                 f"the {scheme} graph misses its tolerance: {holdout.numbers()}{_told(angles)}",
@@ -253,6 +276,9 @@ class _Search:
             inputs=_inputs(self._data),
             cosine_min=float(angles.min()) if angles.size else None,
             cosine_mean=float(angles.mean()) if angles.size else None,
+            spread=spread_of(wanted.clips),
+            runtime=executor(candidate),
+            real=self._data.real,
         )
 
 
@@ -283,7 +309,7 @@ def sweep(
         scores = scores_of(quantise(model, group, ranges, scheme), batches, output)
         costs.append(float(np.sqrt(np.square(scores - wanted).mean())))
         report(
-            f"int8: group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
+            f"group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
             f"error {costs[-1]:.4f}"
         )
     return costs

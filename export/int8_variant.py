@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memcli.engines.bundle import FP32_GRAPH, GRAPH_FILE, Bundle, Variant, hash_files
 from memcli.engines.loading import import_runtime, installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
-from memcli.engines.verify import Reference, reference_feeds, run_scores
+from memcli.engines.verify import Reference, compare, reference_feeds, run_scores
 from memcli.export.build import graph_files, versions
+from memcli.export.evidence import PYTORCH, REFERENCE_CLIPS, SHOWN, spread_of
 
 if TYPE_CHECKING:
     from memcli.engines.base import EngineName
@@ -81,26 +82,45 @@ def int8_variant(bundle: Bundle, folder: Path, reference: Reference, result: Int
     if result.scheme == "fp8":
         return variant  # nothing here computes in it: the original's scores are the reference
     here = replace(bundle, root=folder)
-    own = _own_reference(here, variant, variant.graph, reference)
-    variant = replace(variant, reference=own.to_dict())
+    own, row = _own_reference(here, variant, variant.graph, reference)
+    variant = replace(variant, reference=own.to_dict(), parity=[row])
     if result.signed is None:
         return variant
     (twin,) = set(variant.graphs.values())
-    entry = _own_reference(here, variant, twin, reference).to_dict()
-    return replace(variant, references=dict.fromkeys(_TENSORRT, entry))
+    entry, row = _own_reference(here, variant, twin, reference)
+    return replace(
+        variant,
+        references=dict.fromkeys(_TENSORRT, entry.to_dict()),
+        parity=[*variant.parity, row | {"inputs": f"{REFERENCE_CLIPS}, all-signed twin"}],
+    )
 
 
-def _own_reference(bundle: Bundle, variant: Variant, graph: str, reference: Reference) -> Reference:
+def _own_reference(
+    bundle: Bundle, variant: Variant, graph: str, reference: Reference
+) -> tuple[Reference, dict[str, Any]]:
     """The scores of one of the variant's int8 graphs itself on the synthetic inputs.
 
     How far int8 is from the original was measured on real ones, which the bundle cannot hold.
     What is left to verify on another machine is that the runtime executes the graph as it did here.
+    How far these scores are from the original's is the second value, a row of the report: it says
+    something of inputs that are not like the calibration's, and decides nothing.
     """
     spec = bundle.spec
     feeds = reference_feeds(reference, spec, bundle.tokenizer_path(variant))
     open_graph = open_openvino if "openvino" in installed_runtimes() else open_onnxruntime
     with open_graph(bundle.root / graph, device="cpu", precision="int8", threads=None) as engine:
         found = run_scores(engine, feeds, frame_scores=spec.frame_scores)
+        runtime = str(engine.describe())
+    wanted = reference.expected()
+    row = {
+        **asdict(compare(found.rows, wanted, reference.tolerance, clip_scores=found.clips)),
+        **spread_of(wanted.mean(axis=1)).to_dict(),
+        "role": SHOWN,
+        "against": PYTORCH,
+        "inputs": REFERENCE_CLIPS,
+        "runtime": runtime,
+    }
     if spec.frame_scores:
-        return replace(reference, frame_scores=tuple(tuple(map(float, row)) for row in found.rows))
-    return replace(reference, scores=tuple(map(float, found.clips)))
+        rows = tuple(tuple(map(float, scores)) for scores in found.rows)
+        return replace(reference, frame_scores=rows), row
+    return replace(reference, scores=tuple(map(float, found.clips))), row

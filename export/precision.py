@@ -22,7 +22,7 @@ from memcli.engines.bundle import (
 from memcli.engines.files import install, locked, staging
 from memcli.engines.verify import Reference
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
-from memcli.export.build import gate_everywhere
+from memcli.export.build import engine_rows, gate_everywhere
 from memcli.export.calibration import CalibrationSet, make_calibration_set
 from memcli.export.calibration_captions import (
     CalibrationCaptions,
@@ -88,7 +88,7 @@ def make_variant(
             raise  # as below
         except OSError as error:
             raise _cannot_write(bundle, error) from error
-    data = _calibration(bundle, calibration, holdout, captions, report)
+    data = _calibration(bundle, precision, calibration, holdout, captions, report)
     try:
         with staging(bundle.root, "make") as folder:
             (folder / SIGNED_FOLDER).mkdir()
@@ -118,6 +118,7 @@ def _cannot_write(bundle: Bundle, error: OSError) -> OutputError:
 
 def _calibration(
     bundle: Bundle,
+    precision: Precision,
     calibration: Iterable[Clip],
     holdout: Iterable[Clip],
     captions: CalibrationCaptions | None,
@@ -128,7 +129,7 @@ def _calibration(
     if bundle.spec.text is not None and captions is None:
         counts = () if bundle.spec.prep is None else (len(kept), len(held))
         captions = synthetic_calibration_captions(*counts)
-        report("int8: no captions given: calibrated and checked with synthetic ones")
+        report(f"{precision}: no captions given: calibrated and checked with synthetic ones")
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
     return make_calibration_set(bundle.spec, kept, held, captions=captions, tokenizer=tokenizer)
 
@@ -141,7 +142,7 @@ def check_precision(precision: Precision) -> None:
 
 def _gated(bundle: Bundle, variant: Variant, report: Report) -> Variant:
     parity = gate_everywhere(bundle, variant, report)
-    return replace(variant, parity=[*variant.parity, *(one.to_dict() for one in parity)])
+    return replace(variant, parity=[*variant.parity, *engine_rows(variant, parity)])
 
 
 def _add(bundle: Bundle, variant: Variant, folder: Path | None, report: Report) -> Variant:

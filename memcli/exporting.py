@@ -358,7 +358,7 @@ def _make_precision(
         method=request.method,
         report=report,
     )
-    return _told(bundle.model, variant)
+    return _told(bundle, variant)
 
 
 def _captions(
@@ -372,19 +372,25 @@ def _captions(
     return captions_of_videos(clips, captions.of, captions.name, report)
 
 
-def _told(model: str, variant: Variant) -> list[str]:
+def _told(bundle: Bundle, variant: Variant) -> list[str]:
     """What the gate measured, one line for each kind of input."""
+    from memcli.export.evidence import inputs_of, narrow_warning, runtime_of
+
+    model = bundle.model
     lines = []
     for one in variant.parity:
-        text = f"{model} {variant.precision}: max |difference| {one['max_abs']:.4f}"
-        text += f", mean {one['mean_abs']:.4f}"
+        text = f"{model} {variant.precision}: max |difference| {one['max_abs']:.2g}"
+        text += f", mean {one['mean_abs']:.2g}"
         if one.get("srcc") is not None:
             text += f", SRCC {one['srcc']:.4f}"
         if one.get("cosine_min") is not None:
             text += f", cosine of embeddings at least {one['cosine_min']:.5f}"
-        inputs = one.get("inputs") or one.get("frames_of") or "reference clips"
-        by = one.get("runtime") or one.get("engine")
-        lines.append(f"{text} on {one['clips']} {inputs}{f' ({by})' if by else ''}")
+        text += f" on {one['clips']} {inputs_of(one)}"
+        text += f", against {one['against']}" if "against" in one else ""
+        role = f"{one['role']}; " if "role" in one else ""
+        lines.append(f"{text} ({role}{runtime_of(one)})")
+        if warning := narrow_warning(one, bundle.spec.tolerances.get(variant.precision)):
+            lines.append(f"{model} {variant.precision}: warning: {warning}")
     if variant.precision == "bf16":
         from memcli.engines.openvino import require_cpu_precision
         from memcli.errors import MemcliError

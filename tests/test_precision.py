@@ -80,7 +80,19 @@ def test_int8_end_to_end(bundle):
     assert installed.graph_path(variant, "tensorrt") == signed
     assert graph_facts(signed).quantised_to == {"int8"}
     assert "uint8" in graph_facts(installed.graph_path(variant)).quantised_to
-    engine, twin, holdout = variant.parity
+    shown, shown_twin, engine, twin, holdout = variant.parity
+    assert [one["role"] for one in variant.parity] == [*["shown only"] * 2, "engine check",
+                                                       *["gate"] * 2]  # fmt: skip
+    assert (shown["against"], engine["against"], holdout["against"]) == (
+        "PyTorch model",
+        "the graph's own scores when it was made",
+        "fp32 graph",
+    )
+    assert min(shown["max_abs"], shown_twin["max_abs"]) > engine["max_abs"]
+    assert holdout["reference_min"] < holdout["reference_max"]
+    table = (bundle.root / "PARITY.md").read_text()
+    assert "The gate of int8 rests on 14 holdout: real frames." in table
+    assert "| int8 | shown only | PyTorch model | synthetic reference clips | openvino" in table
     assert (twin["scheme"], holdout["scheme"]) == ("s8s8", "u8s8")
     assert holdout["clips"] == 14
     assert holdout["max_abs"] <= INT8.max_abs

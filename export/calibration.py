@@ -14,6 +14,7 @@ import numpy as np
 from memcli.engines.verify import ATTENTION_MASK, INPUT, INPUT_IDS
 from memcli.errors import ModelError, UsageError, VideoError
 from memcli.inputs import collect
+from memcli.spec import MAX_FRAMES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,10 @@ T = TypeVar("T")
 MAX_CLIPS = 64
 MIN_HOLDOUT_CLIPS = 12
 MIN_HOLDOUT_FRAMES = 64
+GATE_CLIPS = 64
+"""Real clips that the gate has at least: of fewer videos, several segments of each are clips."""
+MAX_GATE_FRAMES = 768
+"""In all clips together, where scores are of frames: a large encoder takes 0.1 s for each."""
 MIN_CALIBRATION_FRAMES = 64
 MAX_CALIBRATION_FRAMES = 96
 MIN_CALIBRATION_CAPTIONS = 64
@@ -48,6 +53,8 @@ class CalibrationSet:
     """A few frames or captions each."""
     holdout: tuple[Feeds, ...]
     """One clip each, all of the same number of frames."""
+    videos: int = 0
+    """That the clips of the holdout are of."""
     captions: str = ""
     """Where the captions come from; empty for a model that reads none."""
     real: bool = True
@@ -56,25 +63,39 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class CalibrationClips:
-    """Clips uint8 [T, H, W, 3] of different videos."""
+    """Clips uint8 [T, H, W, 3]; those to calibrate with are of different videos."""
 
     calibration: list[Clip]
     holdout: list[Clip]
+    """Several clips of a video lie side by side."""
     calibration_paths: list[str] = field(default_factory=list)
     holdout_paths: list[str] = field(default_factory=list)
+    """Of each clip its video."""
+
+    @property
+    def holdout_videos(self) -> int:
+        """That the clips of the holdout are of."""
+        return len(set(self.holdout_paths)) or len(self.holdout)
 
 
 def read_calibration(
-    folder: Path, prep: FramePrep, *, report: Callable[[str], None] = lambda _: None
+    folder: Path,
+    prep: FramePrep,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    report: Callable[[str], None] = lambda _: None,
 ) -> CalibrationClips:
     """Clips of at most 64 videos in a folder, spread over it; half of them are held out.
 
-    Videos that do not decode, still pictures and copies of another video are left out. Raises
+    Of those held out there are 64 clips at least: where there are fewer videos, each is cut into
+    segments of equal length, and a clip is sampled from each as from a whole video. Videos that are
+    not `wanted`, do not decode, still pictures and copies of another video are left out. Raises
     UsageError if the folder holds no video.
     """
     from memcli.video import read_clip
 
     names = [source.path for source in collect([folder]).items if source.error is None]
+    names = [name for name in names if wanted(name)]
     clips: dict[bytes, Clip] = {}
     paths: dict[bytes, str] = {}
     for name in spread(np.arange(len(names)), MAX_CLIPS):
@@ -96,7 +117,33 @@ def read_calibration(
     report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
     calibration_paths, holdout_paths = split_by_video([paths[digest] for digest in clips])
+    segments = -(-GATE_CLIPS // len(holdout))
+    segments = min(segments, MAX_FRAMES // prep.frames)
+    if segments > 1:
+        report(f"{segments} clips of each video to check with: {segments * len(holdout)}")
+        cut = [_segments(path, prep, segments, report) for path in holdout_paths]
+        found = [parts or [whole] for parts, whole in zip(cut, holdout, strict=True)]
+        holdout_paths = [
+            path for path, some in zip(holdout_paths, found, strict=True) for _ in some
+        ]
+        holdout = [clip for some in found for clip in some]
     return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
+
+
+def _segments(path: Path, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:
+    """Clips of equal segments of a video, one after the other; none if it cannot be read so.
+
+    The midpoints of n * T segments are those of T segments in each of n.
+    """
+    from memcli.video import read_clip
+
+    deadline = time.monotonic() + _FILE_TIMEOUT_S
+    try:
+        frames = read_clip(path, prep, frames=count * prep.frames, deadline=deadline).frames
+    except VideoError as error:
+        report(f"one clip only: {path}: {error.what}")
+        return []
+    return list(frames.reshape(count, prep.frames, *frames.shape[1:]))
 
 
 def make_calibration_set(
@@ -106,22 +153,23 @@ def make_calibration_set(
     *,
     captions: CalibrationCaptions | None = None,
     tokenizer: Path | None = None,
+    videos: int | None = None,
 ) -> CalibrationSet:
     """Check clips [T, H, W, 3] and captions, and make the graph's inputs of them.
 
     Where the model scores frame by frame, frames are spread evenly over the calibration clips. A
     model that sees whole clips gets a few frames of each, and one that reads captions also one
     caption of each: without padding, whose activations are of no matter. The holdout has clips
-    whole, with all their captions.
+    whole, with all their captions; of `videos` videos, by default one each.
 
     Raises UsageError if there are too few inputs, one is in both sets, or a clip's shape is not
     that of the model; ModelError for a model that reads captions without its tokenizer.
     """
     kept, held = list(calibration), list(holdout)
     if spec.prep is not None:
-        _check_clips(kept, held, spec.prep)
+        _check_clips(kept, held, spec.prep, len(held) if videos is None else videos)
     if spec.text is None:
-        return _of_frames(kept, held, by_frame=spec.frame_scores)
+        return _of_frames(kept, held, videos, by_frame=spec.frame_scores)
     if captions is None or tokenizer is None:
         raise ModelError(f"{spec.name} reads captions: calibration needs some, and its tokenizer")
     if _sentences(captions.calibration) & _sentences(captions.holdout):
@@ -147,12 +195,18 @@ def make_calibration_set(
         whole = [clip[:length] for clip in held]
         checks = [feeds(*pair) for pair in zip(whole, captions.holdout, strict=True)]
     real = spec.prep is not None or captions.source != SYNTHETIC_CAPTIONS
-    return CalibrationSet(tuple(batches), tuple(checks), captions.source, real)
+    of = len(checks) if videos is None else videos
+    return CalibrationSet(tuple(batches), tuple(checks), of, captions.source, real)
 
 
-def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> CalibrationSet:
+def _of_frames(
+    kept: list[Clip], held: list[Clip], videos: int | None, *, by_frame: bool
+) -> CalibrationSet:
     length = min(len(clip) for clip in held)
     if by_frame:
+        fewer = max(1, MAX_GATE_FRAMES // len(held))
+        held = [spread(clip[:length], fewer) for clip in held]
+        length = min(length, fewer)
         pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
         clips = [pool[at : at + _CLIP_FRAMES] for at in range(0, len(pool), _CLIP_FRAMES)]
     else:
@@ -160,6 +214,7 @@ def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> Calibra
     return CalibrationSet(
         tuple({INPUT: clip[None]} for clip in clips),
         tuple({INPUT: clip[None, :length]} for clip in held),
+        len(held) if videos is None else videos,
     )
 
 
@@ -168,7 +223,7 @@ def clip_of(clip: Clip) -> Clip:
     return spread(clip, _CLIP_FRAMES)
 
 
-def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
+def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep, videos: int) -> None:
     for clip in (*kept, *held):
         if clip.ndim != 4 or clip.shape[1:] != prep.frame_shape() or clip.dtype != np.uint8:
             raise UsageError(
@@ -181,13 +236,13 @@ def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
     frames = sum(len(clip) for clip in kept)
     if (
         frames < MIN_CALIBRATION_FRAMES
-        or len(held) < MIN_HOLDOUT_CLIPS
+        or videos < MIN_HOLDOUT_CLIPS
         or len(held) * length < MIN_HOLDOUT_FRAMES
     ):
         raise UsageError(
             f"calibration needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
             f"{MIN_HOLDOUT_CLIPS} other videos with {MIN_HOLDOUT_FRAMES} frames to check, "
-            f"not {frames} and {len(held)} with {len(held) * length}",
+            f"not {frames} and {videos} with {len(held) * length}",
             next_step="Give a folder with more videos: --calibration DIR",
         )
 

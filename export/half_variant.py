@@ -42,6 +42,7 @@ def make_half(
     *,
     clips: Iterable[Clip] = (),
     captions: Sequence[Sequence[str]] = (),
+    videos: int | None = None,
     report: Report = lambda _: None,
 ) -> Variant:
     """Write the graph into a folder of its own in `folder` and gate it against the fp32 graph.
@@ -59,7 +60,8 @@ def make_half(
         Inputs(SYNTHETIC_CLIPS, [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))])
     ]
     if real := make_real_feeds(bundle.spec, tokenizer, clips, captions):
-        inputs.append(Inputs(_real_inputs(bundle.spec, bool(captions)), real, real=True))
+        name = _real_inputs(bundle.spec, bool(captions), len(real), videos)
+        inputs.append(Inputs(name, real, real=True))
     original = bundle.root / FP32_GRAPH
     version = import_runtime("onnxruntime").__version__
     for float_sums in (False, True):
@@ -91,13 +93,14 @@ def make_half(
     return _placed(bundle, folder, variant)
 
 
-def _real_inputs(spec: ModelSpec, has_captions: bool) -> str:
+def _real_inputs(spec: ModelSpec, has_captions: bool, clips: int, videos: int | None) -> str:
     """What the user's inputs are called in reports."""
     if spec.prep is None:
         return "captions of videos"
+    name = "videos" if videos is None or videos == clips else f"clips of {videos} videos"
     if spec.text is None:
-        return "videos"
-    return f"videos with {'their' if has_captions else 'synthetic'} captions"
+        return name
+    return f"{name} with {'their' if has_captions else 'synthetic'} captions"
 
 
 def _placed(bundle: Bundle, folder: Path, variant: Variant) -> Variant:

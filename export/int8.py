@@ -78,7 +78,7 @@ class Int8Result:
     scheme: Scheme
     method: Method
     inputs: str
-    """What was calibrated and checked with, e.g. `real frames and synthetic captions`."""
+    """What was checked with, e.g. `holdout: real frames of 16 videos`."""
     cosine_min: float | None = None
     """Of the holdout's embeddings with those of the fp32 graph; None if the graph names none."""
     cosine_mean: float | None = None
@@ -97,7 +97,7 @@ class Int8Result:
             **asdict(self.holdout),
             "role": GATE,
             "against": FP32_GRAPH,
-            "inputs": f"holdout: {self.inputs}",
+            "inputs": self.inputs,
             "real": self.real,
             "runtime": self.runtime,
             **({} if self.spread is None else self.spread.to_dict()),
@@ -273,7 +273,7 @@ class _Search:
             int8_layers=len(quantised),
             scheme=scheme,
             method=self._method,
-            inputs=_inputs(self._data),
+            inputs=_holdout(self._data),
             cosine_min=float(angles.min()) if angles.size else None,
             cosine_mean=float(angles.mean()) if angles.size else None,
             spread=spread_of(wanted.clips),
@@ -403,6 +403,12 @@ def _batches(batches: Sequence[Feeds], inputs: int) -> int:
     """Batches to take for some number of frames or captions, but a dozen at least."""
     each = max(int(np.prod(next(iter(feeds.values())).shape[:2])) for feeds in batches)
     return max(inputs // each, 12)
+
+
+def _holdout(data: CalibrationSet) -> str:
+    """What was checked with; how many videos, where they have several clips each."""
+    of = f" of {data.videos} videos" if data.videos < len(data.holdout) else ""
+    return f"holdout: {_inputs(data)}{of}"
 
 
 def _inputs(data: CalibrationSet) -> str:

@@ -50,16 +50,18 @@ def make_variant(
     calibration: Iterable[Clip] = (),
     holdout: Iterable[Clip] = (),
     captions: CalibrationCaptions | None = None,
+    videos: int | None = None,
     method: Method | None = None,
     report: Report = lambda _: None,
 ) -> Variant:
     """Make a variant from the fp32 graph, gate it, and install it into the bundle.
 
     int8 and fp8 need real clips, uint8 [T, H, W, 3], prepared as for scoring: `calibration` to
-    choose ranges and layers with, `holdout` (at least 12 other videos, 64 frames) for the gate; a
-    model that reads captions needs `captions`, of these clips or of themselves, and has synthetic
+    choose ranges and layers with, `holdout` (of at least 12 other videos, 64 frames) for the
+    gate; a model that reads captions needs `captions`, of these clips or of themselves, and has synthetic
     ones without. `method` is how ranges are chosen. fp16 and bf16 need nothing: their gate has
-    synthetic inputs, and also whatever is given. The variant's `parity` has all reports.
+    synthetic inputs, and also whatever is given. `videos` is how many the clips of the gate are of,
+    where it has several of each. The variant's `parity` has all reports.
 
     Until the gate has passed the installed bundle is not touched. Raises ParityError with the
     numbers if it does not pass, EngineError if this CPU or version cannot execute the precision,
@@ -78,7 +80,7 @@ def make_variant(
             with staging(bundle.root, "make") as folder:
                 variant = make_half(
                     bundle, folder, precision, reference, tolerance,
-                    clips=clips, captions=texts, report=report,
+                    clips=clips, captions=texts, videos=videos, report=report,
                 )  # fmt: skip
                 # The fp32 graph, which OpenVINO executes in bf16, is looked for beside it.
                 (folder / "fp32").symlink_to((bundle.root / FP32_GRAPH).parent.resolve())
@@ -88,7 +90,7 @@ def make_variant(
             raise  # as below
         except OSError as error:
             raise _cannot_write(bundle, error) from error
-    data = _calibration(bundle, precision, calibration, holdout, captions, report)
+    data = _calibration(bundle, precision, calibration, holdout, captions, videos, report)
     try:
         with staging(bundle.root, "make") as folder:
             (folder / SIGNED_FOLDER).mkdir()
@@ -122,6 +124,7 @@ def _calibration(
     calibration: Iterable[Clip],
     holdout: Iterable[Clip],
     captions: CalibrationCaptions | None,
+    videos: int | None,
     report: Report,
 ) -> CalibrationSet:
     """What int8 is calibrated and checked with. Raises UsageError, ModelError."""
@@ -131,7 +134,9 @@ def _calibration(
         captions = synthetic_calibration_captions(*counts)
         report(f"{precision}: no captions given: calibrated and checked with synthetic ones")
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
-    return make_calibration_set(bundle.spec, kept, held, captions=captions, tokenizer=tokenizer)
+    return make_calibration_set(
+        bundle.spec, kept, held, captions=captions, tokenizer=tokenizer, videos=videos
+    )
 
 
 def check_precision(precision: Precision) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from memcli import store
 from memcli.compiling import EngineOptions, compile_engine
-from memcli.errors import MissingDependencyError, ModelError, UsageError
+from memcli.errors import MissingDependencyError, ModelError, UsageError, VideoError
 from memcli.models import DEFAULT_MODEL, MODELS
 from memcli.spec import ModelSpec, Precision
 
@@ -326,12 +327,17 @@ def _make_precision(
     """Add a precision to an installed bundle. Raises UsageError for int8 without videos."""
     from memcli.captions import read_captions
     from memcli.export.calibration import CalibrationClips, read_calibration
+    from memcli.export.calibration_captions import without_calibration
     from memcli.export.precision import make_variant
 
     spec = bundle.spec
     clips = CalibrationClips([], [])
+    described = None
+    if request.captions is not None and spec.text is not None:
+        described = read_captions(request.captions)
     if spec.prep is not None and request.calibration is not None:
-        clips = read_calibration(request.calibration, spec.prep, report=report)
+        wanted = partial(_is_described, described, report=report)
+        clips = read_calibration(request.calibration, spec.prep, wanted=wanted, report=report)
     elif spec.prep is not None and precision in _CALIBRATED:
         raise UsageError(
             f"--{precision} is verified on real videos, and none were given",
@@ -345,20 +351,33 @@ def _make_precision(
         report(f"{bundle.model} reads no captions: made without --captions")
     elif spec.prep is not None and request.captions is not None and request.calibration is None:
         report(f"{bundle.model}: made without --captions, which are of no videos that were given")
-    elif request.captions is not None:
-        clips, captions = _captions(
-            read_captions(request.captions), clips, spec.prep is None, report
-        )
+    elif described is not None:
+        clips, captions = _captions(described, clips, spec.prep is None, report)
+    if precision not in _CALIBRATED:
+        clips, captions = without_calibration(clips, captions)
     variant = make_variant(
         bundle,
         precision,
         calibration=clips.calibration,
         holdout=clips.holdout,
         captions=captions,
+        videos=clips.holdout_videos if clips.holdout else None,
         method=request.method,
         report=report,
     )
     return _told(bundle, variant)
+
+
+def _is_described(captions: Captions | None, path: str, *, report: Report) -> bool:
+    """Whether captions of a video are there, if they are needed at all."""
+    if captions is None:
+        return True
+    try:
+        captions.of(path)
+    except VideoError as error:
+        report(f"not used: {path}: {error.what}")
+        return False
+    return True
 
 
 def _captions(

@@ -293,12 +293,16 @@ def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
     (tmp_path / "notes.txt").write_text("not looked at")
     said = []
     clips = read_calibration(tmp_path, TINY_PREP, report=said.append)
-    assert (len(clips.calibration), len(clips.holdout)) == (1, 2)
+    assert (len(clips.calibration), len(clips.holdout)) == (1, 64)
+    assert (len(set(clips.holdout_paths)), clips.holdout_videos) == (2, 2)
+    whole = read_clip(clips.holdout_paths[0], TINY_PREP, frames=32 * TINY_PREP.frames).frames
+    np.testing.assert_array_equal(np.concatenate(clips.holdout[:32]), whole)
     assert said == [
         f"not used: {tmp_path}/broken.mp4: the file is empty (zero bytes)",
         f"not used: {tmp_path}/still.mp4: a still picture",
         f"not used: {tmp_path}/b/copy.mp4: the same frames as another video",
         "3 videos, half of them to check with",
+        "32 clips of each video to check with: 64",
     ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no video"):
@@ -315,7 +319,25 @@ def test_read_calibration_takes_some_of_many_from_the_whole_folder(tmp_path, mon
         lambda path, *args, **more: opened.append(path[-5]) or read_clip(path, *args, **more),
     )
     read_calibration(tmp_path, TINY_PREP)
-    assert opened == ["0", "2", "4"]
+    assert opened == ["0", "2", "4", "0", "2"], "the last two again, for the segments"
+
+
+def test_several_clips_of_a_video_are_no_more_videos(bundle):
+    clips = make_clips(24, seed=1)
+    with pytest.raises(UsageError, match="not 144 and 11 with 144"):
+        make_variant(bundle, "int8", calibration=clips, holdout=make_clips(24, 2), videos=11)
+    data = make_calibration_set(_spec("tiny", TINY_PREP), clips, make_clips(24, 2), videos=12)
+    assert (len(data.holdout), data.videos) == (24, 12)
+
+
+def test_frames_of_many_clips_are_bounded(monkeypatch):
+    monkeypatch.setattr("memcli.export.calibration.MAX_GATE_FRAMES", 64)
+    spec = _spec("tiny", TINY_PREP)
+    data = make_calibration_set(spec, make_clips(24, 1), make_clips(16, 2))
+    assert {feeds["frames"].shape[:2] for feeds in data.holdout} == {(1, 4)}
+    whole = dataclasses.replace(spec, frame_scores=False)
+    data = make_calibration_set(whole, make_clips(24, 1), make_clips(16, 2))
+    assert {feeds["frames"].shape[:2] for feeds in data.holdout} == {(1, 6)}
 
 
 def test_split_by_video_keeps_neighbours_together():

@@ -109,13 +109,14 @@ def build_for_bundle(
     ranges: Mapping[str, tuple[int, int, int]] | None = None,
     options: BuildOptions | None = None,
     output: Path | None = None,
+    check_files: bool = True,
     report: Report = lambda _: None,
 ) -> StoredPlan:
     """The plan of one precision of a bundle, for the GPU that is here or for another.
 
     `ranges` replace those of the usual profile (`batch`, `time`, `captions`, `tokens`: least,
     usual, most). With `output` the plan is also written there, as a folder for
-    `memcli engines add`. The files of the bundle are checked first.
+    `memcli engines add`. The files of the bundle are checked first, with `check_files`.
 
     Raises ModelError if the bundle is damaged or lacks the precision, EngineError if the precision
     was not made for the flavour, and as `build_plan`.
@@ -134,7 +135,8 @@ def build_for_bundle(
         load_flavour(flavour)  # that it is missing is to be said first
         facts = Cuda().facts()
     check_precision(precision, target_capability or (facts.capability if facts else ""))
-    verify_files(bundle, variant)
+    if check_files:
+        verify_files(bundle, variant)
     profile, options = usual(
         bundle.spec, small=facts is not None and facts.is_small, options=options
     )

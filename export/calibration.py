@@ -130,7 +130,7 @@ def read_calibration(
     return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
 
 
-def _segments(path: Path, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:
+def _segments(path: str, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:
     """Clips of equal segments of a video, one after the other; none if it cannot be read so.
 
     The midpoints of n * T segments are those of T segments in each of n.

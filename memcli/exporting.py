@@ -5,27 +5,24 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from memcli import store
-from memcli.compiling import EngineOptions, compile_engine
-from memcli.errors import MissingDependencyError, ModelError, UsageError, VideoError
+from memcli.compiling import EngineOptions, check_capability, check_target
+from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.models import DEFAULT_MODEL, MODELS
+from memcli.precisions import CALIBRATED, compile_asked
+from memcli.precisions import make_precision as _make_precision
 from memcli.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
-    from memcli.captions import Captions
-    from memcli.engines.bundle import Bundle, Variant
-    from memcli.export.calibration import CalibrationClips
-    from memcli.export.calibration_captions import CalibrationCaptions
+    from memcli.engines.bundle import Bundle
     from memcli.export.ranges import Method
     from memcli.train.run import Run
 
 Target = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Report = Callable[[str], None]
-_CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 _NOT_OPENVINO: tuple[Precision, ...] = ("fp16", "fp8")
 
 
@@ -83,6 +80,8 @@ def check_request(request: ExportRequest) -> None:
             "--target-capability is for TensorRT-RTX, which alone builds for other GPUs",
             next_step="Add --target tensorrt-rtx",
         )
+    if request.target_capability is not None:
+        check_capability(request.target_capability)
     if (given := request.engine.named()) and not request.compiles:
         raise UsageError(
             f"{given[0]} is for compiled engines, and none is asked for",
@@ -118,12 +117,14 @@ def check_request(request: ExportRequest) -> None:
             "several models do not go into one file", next_step="Name a folder: --output DIR"
         )
     store.check_output(output)
+    if not request.packs_one:
+        store.check_output_folder(output)
 
 
 def _check_used(request: ExportRequest) -> None:
     """Raise UsageError for an option that no precision of the request has a use for."""
     made = [one for one in request.steps if one not in (None, "fp32")]
-    if request.method is not None and not set(made) & set(_CALIBRATED):
+    if request.method is not None and not set(made) & set(CALIBRATED):
         raise UsageError(
             "--method is how int8 and fp8 choose ranges, and neither is asked for",
             next_step="Add --int8 or --fp8",
@@ -140,8 +141,11 @@ def _check_used(request: ExportRequest) -> None:
 def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
     """Raise UsageError for inputs that none of the models takes.
 
-    Of several models, those that have no use for some go without; that is reported.
+    Of several models, those that have no use for some go without; that is reported. Raises as
+    `memcli.compiling.check_target` for an engine that cannot be built here.
     """
+    if request.target == "tensorrt" or request.target == "tensorrt-rtx":
+        check_target(request.target, request.steps, request.target_capability)
     specs = [_spec_of(model) for model in models]
     known = [spec for spec in specs if spec is not None]
     if len(known) < len(specs):
@@ -210,19 +214,8 @@ def export_one(
     if precision not in (None, "fp32"):
         assert precision is not None
         lines += _make_precision(bundle, precision, request, report)
-        bundle = store.find(model)
-    if request.compiles:
-        assert request.target == "tensorrt" or request.target == "tensorrt-rtx"
-        told = compile_engine(
-            bundle,
-            precision,
-            request.target,
-            target_capability=request.target_capability,
-            options=request.engine,
-            output=_plans_folder(request),
-            report=report,
-        )
-        lines.append(told)
+    elif request.compiles:
+        lines.append(compile_asked(bundle, precision, request, report))
     return lines
 
 
@@ -235,7 +228,7 @@ def pack_one(request: ExportRequest, model: str, report: Report) -> list[str]:
         return []
     target = request.output
     if not request.packs_one:
-        target.mkdir(exist_ok=True)
+        store.make_output_folder(target)
         target = target / f"{model}{store.ARCHIVE_SUFFIX}"
     return _pack(store.find(model), target, request, report)
 
@@ -319,111 +312,3 @@ def _export_run(run: Run, offline: bool, report: Report) -> list[str]:
         f"{bundle.model} is installed, in fp32, from {run.folder}",
         f"Use it: memcli score VIDEOS --model {bundle.model}",
     ]
-
-
-def _make_precision(
-    bundle: Bundle, precision: Precision, request: ExportRequest, report: Report
-) -> list[str]:
-    """Add a precision to an installed bundle. Raises UsageError for int8 without videos."""
-    from memcli.captions import read_captions
-    from memcli.export.calibration import CalibrationClips, read_calibration
-    from memcli.export.calibration_captions import without_calibration
-    from memcli.export.precision import make_variant
-
-    spec = bundle.spec
-    clips = CalibrationClips([], [])
-    described = None
-    if request.captions is not None and spec.text is not None:
-        described = read_captions(request.captions)
-    if spec.prep is not None and request.calibration is not None:
-        wanted = partial(_is_described, described, report=report)
-        clips = read_calibration(request.calibration, spec.prep, wanted=wanted, report=report)
-    elif spec.prep is not None and precision in _CALIBRATED:
-        raise UsageError(
-            f"--{precision} is verified on real videos, and none were given",
-            next_step=f"Name some of yours: memcli export {bundle.model} --{precision}"
-            " --calibration DIR",
-        )
-    elif spec.prep is None and request.calibration is not None:
-        report(f"{bundle.model} reads no frames: made without --calibration")
-    captions = None
-    if spec.text is None and request.captions is not None:
-        report(f"{bundle.model} reads no captions: made without --captions")
-    elif spec.prep is not None and request.captions is not None and request.calibration is None:
-        report(f"{bundle.model}: made without --captions, which are of no videos that were given")
-    elif described is not None:
-        clips, captions = _captions(described, clips, spec.prep is None, report)
-    if precision not in _CALIBRATED:
-        clips, captions = without_calibration(clips, captions)
-    variant = make_variant(
-        bundle,
-        precision,
-        calibration=clips.calibration,
-        holdout=clips.holdout,
-        captions=captions,
-        videos=clips.holdout_videos if clips.holdout else None,
-        method=request.method,
-        report=report,
-    )
-    return _told(bundle, variant)
-
-
-def _is_described(captions: Captions | None, path: str, *, report: Report) -> bool:
-    """Whether captions of a video are there, if they are needed at all."""
-    if captions is None:
-        return True
-    try:
-        captions.of(path)
-    except VideoError as error:
-        report(f"not used: {path}: {error.what}")
-        return False
-    return True
-
-
-def _captions(
-    captions: Captions, clips: CalibrationClips, alone: bool, report: Report
-) -> tuple[CalibrationClips, CalibrationCaptions]:
-    """Captions of the clips, which lose those without; or of whatever the file has."""
-    from memcli.export.calibration_captions import captions_of_file, captions_of_videos
-
-    if alone:
-        return clips, captions_of_file(captions.entries.values(), captions.name)
-    return captions_of_videos(clips, captions.of, captions.name, report)
-
-
-def _told(bundle: Bundle, variant: Variant) -> list[str]:
-    """What the gate measured, one line for each kind of input."""
-    from memcli.export.evidence import inputs_of, narrow_warning, runtime_of
-
-    model = bundle.model
-    lines = []
-    for one in variant.parity:
-        text = f"{model} {variant.precision}: max |difference| {one['max_abs']:.2g}"
-        text += f", mean {one['mean_abs']:.2g}"
-        if one.get("srcc") is not None:
-            text += f", SRCC {one['srcc']:.4f}"
-        if one.get("cosine_min") is not None:
-            text += f", cosine of embeddings at least {one['cosine_min']:.5f}"
-        text += f" on {one['clips']} {inputs_of(one)}"
-        text += f", against {one['against']}" if "against" in one else ""
-        role = f"{one['role']}; " if "role" in one else ""
-        lines.append(f"{text} ({role}{runtime_of(one)})")
-        if warning := narrow_warning(one, bundle.spec.tolerances.get(variant.precision)):
-            lines.append(f"{model} {variant.precision}: warning: {warning}")
-    if variant.precision == "bf16":
-        from memcli.engines.openvino import require_cpu_precision
-        from memcli.errors import MemcliError
-
-        try:
-            require_cpu_precision("bf16")
-        except MemcliError as error:
-            lines.append(f"It is for other machines: {error.what}")
-    if variant.precision in ("fp16", "fp8"):
-        lines.append("It is for GPUs; this CPU goes on with the other precisions")
-    return lines
-
-
-def _plans_folder(request: ExportRequest) -> Path | None:
-    """Where compiled engines are written for another machine: beside the packed models."""
-    output = request.output
-    return None if output is None else output.parent if request.packs_one else output

@@ -72,6 +72,13 @@ def test_one_model_that_fails_does_not_stop_the_others() -> None:
     [
         (ExportRequest(target="openvino", precisions=("fp16",)), "OpenVINO does not execute fp16"),
         (ExportRequest(target_capability="8.9"), "--target-capability is for TensorRT-RTX"),
+        *(
+            (
+                ExportRequest(target="tensorrt-rtx", target_capability=one),
+                "not a compute capability",
+            )
+            for one in ("", "8", "sm89", "8.9.1", "-8.9", "\u0668.\u0669")
+        ),
         (ExportRequest(("a", "b"), run=Path()), "a run is of one model"),
         (ExportRequest(("a", "b"), output=Path("x.memcli")), "several models do not go into one"),
         (ExportRequest(("a",), output=Path("x.zip")), "a packed model has another ending"),
@@ -282,9 +289,10 @@ def test_options_of_a_build_reach_it(
         told.update(given)
         return SimpleNamespace(folder="somewhere")
 
-    facts = SimpleNamespace(is_small=small)
+    facts = SimpleNamespace(is_small=small, capability="8.9")
+    flavour = SimpleNamespace(builds_for_capability=False)
     monkeypatch.setattr(tensorrt_plan, "build_for_bundle", build)
-    monkeypatch.setattr(tensorrt_flavour, "load_flavour", lambda _: None)
+    monkeypatch.setattr(tensorrt_flavour, "load_flavour", lambda _: flavour)
     monkeypatch.setattr(cuda, "Cuda", lambda: SimpleNamespace(facts=lambda: facts))
     result = CliRunner().invoke(command, ["tiny", "--target", "tensorrt", *asked])
     assert result.exit_code == 0, result

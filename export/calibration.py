@@ -79,13 +79,14 @@ class CalibrationClips:
 
 
 def read_calibration(
-    folder: Path,
+    folder: Path | Sequence[str],
     prep: FramePrep,
     *,
     wanted: Callable[[str], bool] = lambda _: True,
     report: Callable[[str], None] = lambda _: None,
 ) -> CalibrationClips:
-    """Clips of at most 64 videos in a folder, spread over it; half of them are held out.
+    """Clips of at most 64 videos in a folder, spread over it, or of all videos that are listed by
+    their paths; half of them are held out.
 
     Of those held out there are 64 clips at least: where there are fewer videos, each is cut into
     segments of equal length, and a clip is sampled from each as from a whole video. Videos that are
@@ -94,11 +95,11 @@ def read_calibration(
     """
     from memcli.video import read_clip
 
-    names = [source.path for source in collect([folder]).items if source.error is None]
-    names = [name for name in names if wanted(name)]
+    names = [name for name in _names(folder) if wanted(name)]
+    most = MAX_CLIPS if isinstance(folder, Path) else len(names)
     clips: dict[bytes, Clip] = {}
     paths: dict[bytes, str] = {}
-    for name in spread(np.arange(len(names)), MAX_CLIPS):
+    for name in spread(np.arange(len(names)), most):
         path = names[name]
         try:
             clip = read_clip(path, prep, deadline=time.monotonic() + _FILE_TIMEOUT_S).frames
@@ -112,7 +113,8 @@ def read_calibration(
         else:
             paths[_digest(clip)] = str(path)
     if not clips:
-        raise UsageError("no videos to calibrate with", where=str(folder))
+        where = str(folder) if isinstance(folder, Path) else None
+        raise UsageError("no videos to calibrate with", where=where)
     noun = "video" if len(clips) == 1 else "videos"
     report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
@@ -128,6 +130,17 @@ def read_calibration(
         ]
         holdout = [clip for some in found for clip in some]
     return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
+
+
+def _names(source: Path | Sequence[str]) -> Sequence[str]:
+    """Paths of videos. Raises UsageError for a folder without."""
+    if not isinstance(source, Path):
+        return source
+    try:
+        return [one.path for one in collect([source]).items if one.error is None]
+    except UsageError as error:
+        hint = "Name a folder that has videos in it, or below it: --calibration DIR"
+        raise UsageError(error.what, where=error.where, next_step=hint) from error
 
 
 def _segments(path: str, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:

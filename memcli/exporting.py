@@ -12,7 +12,7 @@ from memcli import store
 from memcli.compiling import EngineOptions, check_capability, check_target
 from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.models import DEFAULT_MODEL, MODELS
-from memcli.precisions import CALIBRATED, compile_asked
+from memcli.precisions import CALIBRATED, compile_asked, training_videos
 from memcli.precisions import make_precision as _make_precision
 from memcli.spec import ModelSpec, Precision
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Target = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Report = Callable[[str], None]
+_MOST_VIDEOS = 512
+"""Clips of all of them are in memory at once."""
 _NOT_OPENVINO: tuple[Precision, ...] = ("fp16", "fp8")
 
 
@@ -34,8 +36,8 @@ class ExportRequest:
     """None: the run's, all that are installed, or the default model."""
     precisions: tuple[Precision, ...] = ()
     run: Path | None = None
-    calibration: Path | None = None
-    """Videos."""
+    calibration: Path | int | None = None
+    """A folder of videos, or how many of those that the model was trained on."""
     captions: Path | None = None
     method: Method | None = None
     target: Target = "onnx"
@@ -64,6 +66,21 @@ class ExportRequest:
             return self.precisions
         only = self.run is None and (self.output is not None or self.compiles)
         return (None,) if only else ("fp32",)
+
+
+def parse_calibration(text: str) -> Path | int:
+    """A folder, or a number of videos. Raises UsageError for neither, and for a number too large.
+
+    A folder whose name is a number is a folder.
+    """
+    path = Path(text)
+    if text and path.exists():
+        return path
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError("--calibration: no such folder", where=text)
+    if not 1 <= int(text[:9]) <= _MOST_VIDEOS:
+        raise UsageError(f"--calibration takes 1 to {_MOST_VIDEOS} videos, not {text[:9]}")
+    return int(text)
 
 
 def check_request(request: ExportRequest) -> None:
@@ -156,6 +173,10 @@ def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
             f"--calibration names videos, and no frames are read by {names}",
             next_step="Give captions: --captions FILE",
         )
+    if isinstance(request.calibration, int):
+        for spec in known:
+            if spec.prep is not None:
+                training_videos(spec.name, request.calibration)
     if request.captions is None:
         return
     if all(spec.text is None for spec in known):
@@ -279,7 +300,7 @@ def _find_run(model: str, folder: Path | None) -> Run:
         if model != run.model:
             raise UsageError(f"this is a run of {run.model}, not of {model}", where=str(folder))
         return run
-    what = "Name a precision (--fp16, --bf16, --int8) or --output"
+    what = "Name a precision (--fp16, --bf16, --int8, --fp8) or --output"
     if model in MODELS and MODELS[model].weights is not None:
         raise UsageError(f"nothing to do: {model} is published in fp32", next_step=what)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memcli.compiling import compile_engine
-from memcli.errors import ModelError, UsageError, VideoError
+from memcli.errors import MemcliError, ModelError, UsageError, VideoError
 from memcli.spec import Precision
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def make_precision(
         described = read_captions(request.captions)
     if spec.prep is not None and request.calibration is not None:
         wanted = partial(_is_described, described, report=report)
-        clips = read_calibration(request.calibration, spec.prep, wanted=wanted, report=report)
+        videos = request.calibration
+        source = videos if isinstance(videos, Path) else training_videos(bundle.model, videos)
+        clips = read_calibration(source, spec.prep, wanted=wanted, report=report)
     elif spec.prep is not None and precision in CALIBRATED:
         raise UsageError(
             f"--{precision} is verified on real videos, and none were given",
@@ -79,6 +81,42 @@ def make_precision(
         report=report,
     )
     return _told(bundle, variant) + compiled
+
+
+def training_videos(model: str, count: int) -> list[str]:
+    """Paths of `count` videos, spread over the data that the model was trained on here.
+
+    Raises UsageError where no run tells of the data, or it has gone or has fewer videos.
+    """
+    from memcli.export.calibration import spread_items
+    from memcli.train.datasets import load_dataset
+    from memcli.train.run import latest_run, read_run
+
+    hint = "Name a folder with videos instead: --calibration DIR"
+    try:
+        run = read_run(latest_run(model))
+        name, root = str(run.dataset["name"]), Path(str(run.dataset["root"]))
+    except (ModelError, KeyError) as error:
+        raise UsageError(
+            f"--calibration {count} takes videos that {model} was trained on, and no training run "
+            "on this machine tells which",
+            next_step=hint,
+        ) from error
+    try:
+        found = [str(item.path) for item in load_dataset(name, root).items if item.path is not None]
+    except MemcliError as error:
+        raise UsageError(
+            f"{model} was trained on {name}, which is no longer here: {error.what}",
+            where=str(root),
+            next_step=hint,
+        ) from error
+    if len(found) < count:
+        raise UsageError(
+            f"{name} has {len(found)} videos here, fewer than {count}",
+            where=str(root),
+            next_step=hint,
+        )
+    return spread_items(sorted(found), count)
 
 
 def _as_installed(bundle: Bundle, precision: Precision, request: ExportRequest) -> Variant | None:

@@ -63,11 +63,10 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class CalibrationClips:
-    """Clips uint8 [T, H, W, 3]; those to calibrate with are of different videos."""
+    """Clips uint8 [T, H, W, 3]; several of one video lie side by side."""
 
     calibration: list[Clip]
     holdout: list[Clip]
-    """Several clips of a video lie side by side."""
     calibration_paths: list[str] = field(default_factory=list)
     holdout_paths: list[str] = field(default_factory=list)
     """Of each clip its video."""
@@ -89,9 +88,10 @@ def read_calibration(
     their paths; half of them are held out.
 
     Of those held out there are 64 clips at least: where there are fewer videos, each is cut into
-    segments of equal length, and a clip is sampled from each as from a whole video. Videos that are
-    not `wanted`, do not decode, still pictures and copies of another video are left out. Raises
-    UsageError if the folder holds no video.
+    segments of equal length, and a clip is sampled from each as from a whole video; so it is where
+    those to calibrate with have less than 64 frames. Videos that are not `wanted`, do not decode,
+    still pictures and copies of another video are left out. Raises UsageError if the folder holds
+    no video.
     """
     from memcli.video import read_clip
 
@@ -119,16 +119,14 @@ def read_calibration(
     report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
     calibration_paths, holdout_paths = split_by_video([paths[digest] for digest in clips])
-    segments = -(-GATE_CLIPS // len(holdout))
-    segments = min(segments, MAX_FRAMES // prep.frames)
-    if segments > 1:
-        report(f"{segments} clips of each video to check with: {segments * len(holdout)}")
-        cut = [_segments(path, prep, segments, report) for path in holdout_paths]
-        found = [parts or [whole] for parts, whole in zip(cut, holdout, strict=True)]
-        holdout_paths = [
-            path for path, some in zip(holdout_paths, found, strict=True) for _ in some
-        ]
-        holdout = [clip for some in found for clip in some]
+    frames = max(1, len(calibration) * prep.frames)
+    calibration, calibration_paths = _cut(
+        calibration, calibration_paths, prep, -(-MIN_CALIBRATION_FRAMES // frames), report
+    )
+    holdout, holdout_paths = _cut(
+        holdout, holdout_paths, prep, -(-GATE_CLIPS // len(holdout)), report
+    )
+    report(f"{len(calibration)} clips to calibrate with, {len(holdout)} to check with")
     return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
 
 
@@ -141,6 +139,25 @@ def _names(source: Path | Sequence[str]) -> Sequence[str]:
     except UsageError as error:
         hint = "Name a folder that has videos in it, or below it: --calibration DIR"
         raise UsageError(error.what, where=error.where, next_step=hint) from error
+
+
+def _cut(
+    clips: list[Clip],
+    paths: list[str],
+    prep: FramePrep,
+    count: int,
+    report: Callable[[str], None],
+) -> tuple[list[Clip], list[str]]:
+    """`count` clips of each video instead of one, and of each clip its video."""
+    count = min(count, MAX_FRAMES // prep.frames)
+    if count <= 1:
+        return clips, paths
+    found = [
+        (clip, path)
+        for path, whole in zip(paths, clips, strict=True)
+        for clip in _segments(path, prep, count, report) or [whole]
+    ]
+    return [clip for clip, _ in found], [path for _, path in found]
 
 
 def _segments(path: str, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:

@@ -78,7 +78,7 @@ class Int8Result:
     scheme: Scheme
     method: Method
     inputs: str
-    """What was checked with, e.g. `holdout: real frames of 16 videos`."""
+    """What was checked with, e.g. `clips of 16 held-out videos`."""
     cosine_min: float | None = None
     """Of the holdout's embeddings with those of the fp32 graph; None if the graph names none."""
     cosine_mean: float | None = None
@@ -407,8 +407,11 @@ def _batches(batches: Sequence[Feeds], inputs: int) -> int:
 
 def _holdout(data: CalibrationSet) -> str:
     """What was checked with; how many videos, where they have several clips each."""
-    of = f" of {data.videos} videos" if data.videos < len(data.holdout) else ""
-    return f"holdout: {_inputs(data)}{of}"
+    if INPUT not in data.holdout[0]:
+        return f"held-out {data.captions}"
+    several = data.videos < len(data.holdout)
+    text = f"clips of {data.videos} held-out videos" if several else "held-out videos"
+    return f"{text} with {data.captions}" if data.captions else text
 
 
 def _inputs(data: CalibrationSet) -> str:

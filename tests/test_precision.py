@@ -91,7 +91,7 @@ def test_int8_end_to_end(bundle):
     assert min(shown["max_abs"], shown_twin["max_abs"]) > engine["max_abs"]
     assert holdout["reference_min"] < holdout["reference_max"]
     table = (bundle.root / "PARITY.md").read_text()
-    assert "The gate of int8 rests on 14 holdout: real frames." in table
+    assert "The gate of int8 rests on 14 held-out videos." in table
     assert "| int8 | shown only | PyTorch model | synthetic reference clips | openvino" in table
     assert (twin["scheme"], holdout["scheme"]) == ("s8s8", "u8s8")
     assert holdout["clips"] == 14
@@ -293,7 +293,7 @@ def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
     (tmp_path / "notes.txt").write_text("not looked at")
     said = []
     clips = read_calibration(tmp_path, TINY_PREP, report=said.append)
-    assert (len(clips.calibration), len(clips.holdout)) == (1, 64)
+    assert (len(clips.calibration), len(clips.holdout)) == (16, 64)
     assert (len(set(clips.holdout_paths)), clips.holdout_videos) == (2, 2)
     whole = read_clip(clips.holdout_paths[0], TINY_PREP, frames=32 * TINY_PREP.frames).frames
     np.testing.assert_array_equal(np.concatenate(clips.holdout[:32]), whole)
@@ -302,7 +302,7 @@ def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
         f"not used: {tmp_path}/still.mp4: a still picture",
         f"not used: {tmp_path}/b/copy.mp4: the same frames as another video",
         "3 videos, half of them to check with",
-        "32 clips of each video to check with: 64",
+        "16 clips to calibrate with, 64 to check with",
     ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no video"):
@@ -319,7 +319,7 @@ def test_read_calibration_takes_some_of_many_from_the_whole_folder(tmp_path, mon
         lambda path, *args, **more: opened.append(path[-5]) or read_clip(path, *args, **more),
     )
     read_calibration(tmp_path, TINY_PREP)
-    assert opened == ["0", "2", "4", "0", "2"], "the last two again, for the segments"
+    assert opened == ["0", "2", "4", "4", "0", "2"], "again, for the segments"
 
 
 def test_several_clips_of_a_video_are_no_more_videos(bundle):

@@ -135,10 +135,13 @@ def _configure(
 
 
 def _cannot(flavour: Flavour, graph: Path, what: str, why: str) -> EngineError:
+    hint = "Use another precision, or --engine onnxruntime"
+    if "workspace" in why:
+        hint = "Give kernels more scratch memory: --workspace MIB, or none of that option"
     return EngineError(
         f"{flavour.title} {flavour.version} {what}: {why}",
         where=str(graph),
-        next_step="Use another precision, or --engine onnxruntime",
+        next_step=hint,
     )
 
 

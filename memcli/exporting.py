@@ -12,7 +12,7 @@ from memcli import store
 from memcli.compiling import EngineOptions, check_capability, check_target
 from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.models import DEFAULT_MODEL, MODELS
-from memcli.precisions import CALIBRATED, compile_asked, training_videos
+from memcli.precisions import CALIBRATED, check_calibration, compile_asked, training_videos
 from memcli.precisions import make_precision as _make_precision
 from memcli.spec import ModelSpec, Precision
 
@@ -173,6 +173,8 @@ def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
             f"--calibration names videos, and no frames are read by {names}",
             next_step="Give captions: --captions FILE",
         )
+    if len(models) == 1:  # of several, what one lacks does not stop the others
+        check_calibration(known[0], request)
     if isinstance(request.calibration, int):
         for spec in known:
             if spec.prep is not None:

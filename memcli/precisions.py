@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from memcli.compiling import compile_engine
 from memcli.errors import MemcliError, ModelError, UsageError, VideoError
-from memcli.spec import Precision
+from memcli.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from memcli.captions import Captions
@@ -47,11 +47,7 @@ def make_precision(
         source = videos if isinstance(videos, Path) else training_videos(bundle.model, videos)
         clips = read_calibration(source, spec.prep, wanted=wanted, report=report)
     elif spec.prep is not None and precision in CALIBRATED:
-        raise UsageError(
-            f"--{precision} is verified on real videos, and none were given",
-            next_step=f"Name some of yours: memcli export {bundle.model} --{precision}"
-            " --calibration DIR",
-        )
+        raise _uncalibrated(bundle.model, precision)
     elif spec.prep is None and request.calibration is not None:
         report(f"{bundle.model} reads no frames: made without --calibration")
     captions = None
@@ -81,6 +77,25 @@ def make_precision(
         report=report,
     )
     return _told(bundle, variant) + compiled
+
+
+def check_calibration(spec: ModelSpec, request: ExportRequest) -> None:
+    """Raise UsageError, before other precisions are made, for one that lacks its videos."""
+    from memcli import store
+
+    if spec.prep is None or request.calibration is not None:
+        return
+    for precision in set(request.precisions) & set(CALIBRATED):
+        installed = store.is_installed(spec.name) and store.find(spec.name)
+        if not installed or _as_installed(installed, precision, request) is None:
+            raise _uncalibrated(spec.name, precision)
+
+
+def _uncalibrated(model: str, precision: Precision) -> UsageError:
+    return UsageError(
+        f"--{precision} is verified on real videos, and none were given",
+        next_step=f"Name some of yours: memcli export {model} --{precision} --calibration DIR",
+    )
 
 
 def training_videos(model: str, count: int) -> list[str]:

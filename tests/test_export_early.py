@@ -177,6 +177,14 @@ def test_evidence_on_real_videos_is_not_lost(tiny: Bundle, tmp_path: Path) -> No
     assert len(read_bundle(tiny.root).variants["fp16"].parity) == 1
 
 
+def test_missing_videos_are_said_before_another_precision_is_made(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch)
+    error = export("--fp16", "--int8").exception
+    assert "--int8 is verified on real videos, and none were given" in str(error)
+
+
 @pytest.mark.parametrize("place", ["file", "/proc/out", "/proc/m.memcli", "nowhere/out"])
 def test_places_that_cannot_be_written_are_said_first(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

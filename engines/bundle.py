@@ -159,11 +159,24 @@ def hash_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(root / name) for name in names}
 
 
-def _damaged(path: Path, what: str) -> ModelError:
-    return ModelError(
-        what,
-        where=str(path),
-        next_step="Install the model again: memcli models pull NAME (or memcli models add FILE)",
+_AGAIN = "Install the model again: memcli models pull NAME (or memcli models add FILE)"
+
+
+def _damaged(path: Path, what: str, next_step: str = _AGAIN) -> ModelError:
+    return ModelError(what, where=str(path), next_step=next_step)
+
+
+def _how_to_repair(bundle: Bundle, name: str) -> str:
+    """What makes a damaged file of a bundle again."""
+    precision = name.partition("/")[0].partition("-")[0]
+    if precision in PRECISIONS and precision != "fp32":
+        more = " --calibration DIR" if precision in ("int8", "fp8") else ""
+        return f"Make it again: memcli export {bundle.model} --{precision}{more}"
+    if bundle.spec.weights is not None:
+        return f"Install it again: memcli models pull {bundle.model}"
+    return (
+        f"Export its training run again: memcli export {bundle.model}\n"
+        "Or install its file again:    memcli models add FILE.memcli"
     )
 
 
@@ -287,9 +300,10 @@ def verify_files(bundle: Bundle, variant: Variant) -> None:
     for name, expected in variant.files.items():
         path = _inside(bundle.root, name)
         if not path.is_file():
-            raise _damaged(path, "a file of the bundle is missing")
+            raise _damaged(path, "a file of the bundle is missing", _how_to_repair(bundle, name))
         if sha256_file(path) != expected:
-            raise _damaged(path, "a file of the bundle was changed or damaged (SHA-256 differs)")
+            what = "a file of the bundle was changed or damaged (SHA-256 differs)"
+            raise _damaged(path, what, _how_to_repair(bundle, name))
     for graph in dict.fromkeys((variant.graph, *variant.graphs.values())):
         _check_external(bundle, variant, graph)
 

@@ -128,6 +128,14 @@ class StoredPlan:
             return f"it cannot be read: {error.strerror or error}"
         return None
 
+    def is_there(self) -> bool:
+        """Whether the file is there with the size that it should have; its hash is not looked
+        at, which takes seconds for large ones."""
+        try:
+            return self.path.stat().st_size == self.size_bytes
+        except OSError:
+            return False
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         return {

@@ -264,8 +264,9 @@ class _Loader:
             why = f"the cached one does not load: {reason(log, 'no reason given')}"
             log = make_log(self.flavour.trt)
         plan = make_plan(
-            self.flavour, self.graph, key, why=why, label=self.label, report=self.report
-        )
+            self.flavour, self.graph, key, why=why, label=self.label,
+            use_device=self.cuda.use, report=self.report,
+        )  # fmt: skip
         engine = deserialise(self.flavour, log, plan.content)
         if engine is None:
             raise EngineError(

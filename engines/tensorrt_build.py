@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcli.engines.aside import run_aside
 from memcli.engines.tensorrt_flavour import Flavour, make_log, reason
 from memcli.engines.tensorrt_graph import prepare
 from memcli.engines.tensorrt_profile import BuildOptions, Profile
@@ -43,13 +44,38 @@ def build(
     *,
     capability: str | None,
     timing_cache: bytes | None = None,
+    use_device: Callable[[], None] = lambda: None,
     report: Report = lambda _: None,
 ) -> Built:
     """Compile a graph; seconds for TensorRT-RTX, minutes for TensorRT.
 
     `capability` is for flavours that build for one, and None else. What happens is told through
-    `report`. Raises EngineError, with TensorRT's reason, if the graph cannot be parsed or compiled.
+    `report`. TensorRT runs in a thread of its own, which an interrupt ends at its next step; the
+    thread first calls `use_device`. Raises EngineError, with TensorRT's reason, if the graph cannot
+    be parsed or compiled.
     """
+    monitor = _make_monitor(flavour.trt, report, f"{flavour.title}: building")
+    with tempfile.TemporaryDirectory(prefix="memcli-", ignore_cleanup_errors=True) as folder:
+
+        def work() -> Built:
+            use_device()
+            return _build(
+                flavour, graph, Path(folder), profile, options, capability, timing_cache, monitor
+            )
+
+        return run_aside(work, monitor.stop)
+
+
+def _build(
+    flavour: Flavour,
+    graph: Path,
+    folder: Path,
+    profile: Profile,
+    options: BuildOptions,
+    capability: str | None,
+    timing_cache: bytes | None,
+    monitor: Any,
+) -> Built:
     trt = flavour.trt
     log = make_log(trt)
     start = time.perf_counter()
@@ -61,25 +87,23 @@ def build(
         config = builder.create_builder_config()
     except (RuntimeError, TypeError) as error:  # pybind: the C++ object could not be made
         raise _cannot(flavour, graph, "cannot start a build", reason(log, str(error))) from error
-    with tempfile.TemporaryDirectory(prefix="memcli-") as folder:
-        if not parser.parse_from_file(str(prepare(graph, Path(folder)))):
-            raise _cannot(flavour, graph, "cannot parse the graph", _parser_error(parser, log))
-        _configure(flavour, config, options, capability)
-        shapes = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
-        config.add_optimization_profile(shapes)
-        cache = None
-        if flavour.has_timing_cache:
-            cache = config.create_timing_cache(timing_cache or b"")
-            # Of another GPU or version it is refused, and the build times everything itself.
-            if not config.set_timing_cache(cache, False):
-                cache = config.create_timing_cache(b"")
-                config.set_timing_cache(cache, False)
-        monitor = _make_monitor(trt, report, f"{flavour.title}: building")
-        config.progress_monitor = monitor
-        memory = builder.build_serialized_network(network, config)
+    if not parser.parse_from_file(str(prepare(graph, folder))):
+        raise _cannot(flavour, graph, "cannot parse the graph", _parser_error(parser, log))
+    _configure(flavour, config, options, capability)
+    shapes = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        shapes.set_shape(tensor.name, *profile.shapes(tensor.name, tuple(tensor.shape)))
+    config.add_optimization_profile(shapes)
+    cache = None
+    if flavour.has_timing_cache:
+        cache = config.create_timing_cache(timing_cache or b"")
+        # Of another GPU or version it is refused, and the build times everything itself.
+        if not config.set_timing_cache(cache, False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, False)
+    config.progress_monitor = monitor
+    memory = builder.build_serialized_network(network, config)
     if monitor.raised is not None:
         raise monitor.raised
     if memory is None:
@@ -111,10 +135,13 @@ def _configure(
 
 
 def _cannot(flavour: Flavour, graph: Path, what: str, why: str) -> EngineError:
+    hint = "Use another precision, or --engine onnxruntime"
+    if "workspace" in why:
+        hint = "Give kernels more scratch memory: --workspace MIB, or none of that option"
     return EngineError(
         f"{flavour.title} {flavour.version} {what}: {why}",
         where=str(graph),
-        next_step="Use another precision, or --engine onnxruntime",
+        next_step=hint,
     )
 
 
@@ -133,7 +160,7 @@ def _parser_error(parser: Any, log: Any) -> str:
 
 
 def _make_monitor(trt: ModuleType, report: Report, prefix: str) -> Any:
-    """Tells how far a build is, every few seconds; ends it if telling is interrupted."""
+    """Tells how far a build is, every few seconds; ends it if telling fails or it is stopped."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -141,6 +168,11 @@ def _make_monitor(trt: ModuleType, report: Report, prefix: str) -> Any:
             self.raised: BaseException | None = None
             self._outer: dict[str, int] = {}
             self._told = time.monotonic()
+            self._stopped = False
+
+        def stop(self) -> None:
+            """End the build at its next step; called from another thread."""
+            self._stopped = True
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if not parent:
@@ -150,13 +182,13 @@ def _make_monitor(trt: ModuleType, report: Report, prefix: str) -> Any:
             self._outer.pop(phase, None)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            # Nothing may be raised into TensorRT's threads; an interrupt waits for the end.
+            # Nothing may be raised into TensorRT; the build ends, and then the error is raised.
             try:
                 self._tell(phase, step)
             except BaseException as error:
                 if self.raised is None or is_interrupt(error):
                     self.raised = error
-            return self.raised is None
+            return self.raised is None and not self._stopped
 
         def _tell(self, phase: str, step: int) -> None:
             now = time.monotonic()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -115,7 +116,9 @@ def make_log(trt: ModuleType) -> Any:
                 return
             if severity.name in ("INTERNAL_ERROR", "ERROR"):
                 self.lines = [*self.lines, message][-_KEPT_ERRORS:]
-            records.log(level, "%s", message)
+            # C++ cannot hand on what is raised here: a message that cannot be told is not told.
+            with suppress(Exception):
+                records.log(level, "%s", message)
 
     return Log()
 

@@ -109,13 +109,14 @@ def build_for_bundle(
     ranges: Mapping[str, tuple[int, int, int]] | None = None,
     options: BuildOptions | None = None,
     output: Path | None = None,
+    check_files: bool = True,
     report: Report = lambda _: None,
 ) -> StoredPlan:
     """The plan of one precision of a bundle, for the GPU that is here or for another.
 
     `ranges` replace those of the usual profile (`batch`, `time`, `captions`, `tokens`: least,
     usual, most). With `output` the plan is also written there, as a folder for
-    `memcli engines add`. The files of the bundle are checked first.
+    `memcli engines add`. The files of the bundle are checked first, with `check_files`.
 
     Raises ModelError if the bundle is damaged or lacks the precision, EngineError if the precision
     was not made for the flavour, and as `build_plan`.
@@ -134,7 +135,8 @@ def build_for_bundle(
         load_flavour(flavour)  # that it is missing is to be said first
         facts = Cuda().facts()
     check_precision(precision, target_capability or (facts.capability if facts else ""))
-    verify_files(bundle, variant)
+    if check_files:
+        verify_files(bundle, variant)
     profile, options = usual(
         bundle.spec, small=facts is not None and facts.is_small, options=options
     )
@@ -210,9 +212,19 @@ def plan_key(
 
 
 def make_plan(
-    flavour: Flavour, graph: Path, key: PlanKey, *, why: str, label: str, report: Report
+    flavour: Flavour,
+    graph: Path,
+    key: PlanKey,
+    *,
+    why: str,
+    label: str,
+    use_device: Callable[[], None] = lambda: None,
+    report: Report,
 ) -> Plan:
-    """Build the plan of `key` and keep it; `why` is told. Raises EngineError."""
+    """Build the plan of `key` and keep it; `why` is told.
+
+    `use_device` makes the GPU that of the thread which builds: `Cuda.use`. Raises EngineError.
+    """
     name = f" of {label}" if label else ""
     report(f"building the {flavour.title} engine{name} for {_for(key)}: {why}")
     timing = _TimingCache(flavour, key)
@@ -223,6 +235,7 @@ def make_plan(
         BuildOptions(**key.options),
         capability=key.capability if flavour.builds_for_capability else None,
         timing_cache=timing.read(),
+        use_device=use_device,
         report=report,
     )
     if built.timing_cache is not None:

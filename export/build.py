@@ -33,6 +33,14 @@ from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
 from memcli.engines.verify import ParityReport, Reference, verify
 from memcli.errors import MemcliError, ModelError, OutputError, ParityError
+from memcli.export.evidence import (
+    ENGINE,
+    GATE,
+    OWN_SCORES,
+    PYTORCH,
+    reference_inputs,
+    spread_of,
+)
 from memcli.export.fill import GRAPHS
 from memcli.export.parity_table import write_parity_table
 from memcli.home import bundles_dir
@@ -82,7 +90,7 @@ def build_bundle(
     variant = make_float_variant(staging, spec, "fp32", checked, made_by or {})
     bundle = Bundle(staging, spec, variants={"fp32": variant}, training=told)
     reports = gate_everywhere(bundle, variant, report)
-    variant = replace(variant, parity=[parity.to_dict() for parity in reports])
+    variant = replace(variant, parity=engine_rows(variant, reports))
     bundle = replace(bundle, variants={"fp32": variant})
     target = target or bundles_dir() / spec.name
     return publish(keep_variants(bundle, target, report), target)
@@ -273,6 +281,18 @@ def gate_everywhere(
         what = f"here computes in {variant.precision}" if installed_runtimes() else "is installed"
         report(f"no runtime {what}: the graph will be verified at its first use")
     return reports
+
+
+def engine_rows(variant: Variant, reports: Iterable[ParityReport]) -> list[dict[str, Any]]:
+    """What `gate_everywhere` found, as rows of the parity report.
+
+    The reference of int8 is what its own graph gave; that of all others, what the original gave.
+    """
+    against = OWN_SCORES if variant.precision == "int8" else PYTORCH
+    role = GATE if variant.precision == "fp32" else ENGINE
+    spread = spread_of(Reference.from_dict(variant.reference).expected().mean(axis=1))
+    told = {"role": role, "against": against, **spread.to_dict()}
+    return [one.to_dict() | told | {"inputs": reference_inputs(one.of)} for one in reports]
 
 
 def _places(variant: Variant) -> list[tuple[EngineName, str]]:

@@ -14,6 +14,7 @@ import numpy as np
 from memcli.engines.verify import ATTENTION_MASK, INPUT, INPUT_IDS
 from memcli.errors import ModelError, UsageError, VideoError
 from memcli.inputs import collect
+from memcli.spec import MAX_FRAMES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,10 @@ T = TypeVar("T")
 MAX_CLIPS = 64
 MIN_HOLDOUT_CLIPS = 12
 MIN_HOLDOUT_FRAMES = 64
+GATE_CLIPS = 64
+"""Real clips that the gate has at least: of fewer videos, several segments of each are clips."""
+MAX_GATE_FRAMES = 768
+"""In all clips together, where scores are of frames: a large encoder takes 0.1 s for each."""
 MIN_CALIBRATION_FRAMES = 64
 MAX_CALIBRATION_FRAMES = 96
 MIN_CALIBRATION_CAPTIONS = 64
@@ -36,6 +41,8 @@ _CLIP_FRAMES = 4
 """Frames of a clip to calibrate with, and frames in one batch: many videos say more about the range
 of an activation than many frames of a few."""
 _FILE_TIMEOUT_S = 60.0
+SYNTHETIC_CAPTIONS = "synthetic captions"
+"""`CalibrationCaptions.source` of those that we made."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +53,55 @@ class CalibrationSet:
     """A few frames or captions each."""
     holdout: tuple[Feeds, ...]
     """One clip each, all of the same number of frames."""
+    videos: int = 0
+    """That the clips of the holdout are of."""
     captions: str = ""
     """Where the captions come from; empty for a model that reads none."""
     epochs: str = ""
     """Where epochs of EEG come from; empty for a model of videos."""
+    real: bool = True
+    """Whether the holdout has anything of the user: videos or captions."""
 
 
 @dataclass(frozen=True)
 class CalibrationClips:
-    """Clips uint8 [T, H, W, 3] of different videos."""
+    """Clips uint8 [T, H, W, 3]; several of one video lie side by side."""
 
     calibration: list[Clip]
     holdout: list[Clip]
     calibration_paths: list[str] = field(default_factory=list)
     holdout_paths: list[str] = field(default_factory=list)
+    """Of each clip its video."""
+
+    @property
+    def holdout_videos(self) -> int:
+        """That the clips of the holdout are of."""
+        return len(set(self.holdout_paths)) or len(self.holdout)
 
 
 def read_calibration(
-    folder: Path, prep: FramePrep, *, report: Callable[[str], None] = lambda _: None
+    folder: Path | Sequence[str],
+    prep: FramePrep,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    report: Callable[[str], None] = lambda _: None,
 ) -> CalibrationClips:
-    """Clips of at most 64 videos in a folder, spread over it; half of them are held out.
+    """Clips of at most 64 videos in a folder, spread over it, or of all videos that are listed by
+    their paths; half of them are held out.
 
-    Videos that do not decode, still pictures and copies of another video are left out. Raises
-    UsageError if the folder holds no video.
+    Of those held out there are 64 clips at least: where there are fewer videos, each is cut into
+    segments of equal length, and a clip is sampled from each as from a whole video; so it is where
+    those to calibrate with have less than 64 frames. Videos that are not `wanted`, do not decode,
+    still pictures and copies of another video are left out. Raises UsageError if the folder holds
+    no video.
     """
     from memcli.video import read_clip
 
-    names = [source.path for source in collect([folder]).items if source.error is None]
+    names = [name for name in _names(folder) if wanted(name)]
+    most = MAX_CLIPS if isinstance(folder, Path) else len(names)
     clips: dict[bytes, Clip] = {}
     paths: dict[bytes, str] = {}
-    for name in spread(np.arange(len(names)), MAX_CLIPS):
+    for name in spread(np.arange(len(names)), most):
         path = names[name]
         try:
             clip = read_clip(path, prep, deadline=time.monotonic() + _FILE_TIMEOUT_S).frames
@@ -89,12 +115,67 @@ def read_calibration(
         else:
             paths[_digest(clip)] = str(path)
     if not clips:
-        raise UsageError("no videos to calibrate with", where=str(folder))
+        where = str(folder) if isinstance(folder, Path) else None
+        raise UsageError("no videos to calibrate with", where=where)
     noun = "video" if len(clips) == 1 else "videos"
     report(f"{len(clips)} {noun}, half of them to check with")
     calibration, holdout = split_by_video(list(clips.values()))
     calibration_paths, holdout_paths = split_by_video([paths[digest] for digest in clips])
+    frames = max(1, len(calibration) * prep.frames)
+    calibration, calibration_paths = _cut(
+        calibration, calibration_paths, prep, -(-MIN_CALIBRATION_FRAMES // frames), report
+    )
+    holdout, holdout_paths = _cut(
+        holdout, holdout_paths, prep, -(-GATE_CLIPS // len(holdout)), report
+    )
+    report(f"{len(calibration)} clips to calibrate with, {len(holdout)} to check with")
     return CalibrationClips(calibration, holdout, calibration_paths, holdout_paths)
+
+
+def _names(source: Path | Sequence[str]) -> Sequence[str]:
+    """Paths of videos. Raises UsageError for a folder without."""
+    if not isinstance(source, Path):
+        return source
+    try:
+        return [one.path for one in collect([source]).items if one.error is None]
+    except UsageError as error:
+        hint = "Name a folder that has videos in it, or below it: --calibration DIR"
+        raise UsageError(error.what, where=error.where, next_step=hint) from error
+
+
+def _cut(
+    clips: list[Clip],
+    paths: list[str],
+    prep: FramePrep,
+    count: int,
+    report: Callable[[str], None],
+) -> tuple[list[Clip], list[str]]:
+    """`count` clips of each video instead of one, and of each clip its video."""
+    count = min(count, MAX_FRAMES // prep.frames)
+    if count <= 1:
+        return clips, paths
+    found = [
+        (clip, path)
+        for path, whole in zip(paths, clips, strict=True)
+        for clip in _segments(path, prep, count, report) or [whole]
+    ]
+    return [clip for clip, _ in found], [path for _, path in found]
+
+
+def _segments(path: str, prep: FramePrep, count: int, report: Callable[[str], None]) -> list[Clip]:
+    """Clips of equal segments of a video, one after the other; none if it cannot be read so.
+
+    The midpoints of n * T segments are those of T segments in each of n.
+    """
+    from memcli.video import read_clip
+
+    deadline = time.monotonic() + _FILE_TIMEOUT_S
+    try:
+        frames = read_clip(path, prep, frames=count * prep.frames, deadline=deadline).frames
+    except VideoError as error:
+        report(f"one clip only: {path}: {error.what}")
+        return []
+    return list(frames.reshape(count, prep.frames, *frames.shape[1:]))
 
 
 def make_calibration_set(
@@ -104,24 +185,25 @@ def make_calibration_set(
     *,
     captions: CalibrationCaptions | None = None,
     tokenizer: Path | None = None,
+    videos: int | None = None,
 ) -> CalibrationSet:
     """Check clips [T, H, W, 3] and captions, and make the graph's inputs of them.
 
     Where the model scores frame by frame, frames are spread evenly over the calibration clips. A
     model that sees whole clips gets a few frames of each, and one that reads captions also one
     caption of each: without padding, whose activations are of no matter. The holdout has clips
-    whole, with all their captions.
+    whole, with all their captions; of `videos` videos, by default one each.
 
     Raises UsageError if there are too few inputs, one is in both sets, or a clip's shape is not
     that of the model; ModelError for a model that reads captions without its tokenizer.
     """
     kept, held = list(calibration), list(holdout)
     if spec.prep is not None:
-        _check_clips(kept, held, spec.prep)
+        _check_clips(kept, held, spec.prep, len(held) if videos is None else videos)
     if spec.text is None:
-        return _of_frames(kept, held, by_frame=spec.frame_scores)
+        return _of_frames(kept, held, videos, by_frame=spec.frame_scores)
     if captions is None or tokenizer is None:
-        raise ModelError(f"{spec.name} reads captions: int8 needs some, and its tokenizer")
+        raise ModelError(f"{spec.name} reads captions: calibration needs some, and its tokenizer")
     if _sentences(captions.calibration) & _sentences(captions.holdout):
         raise UsageError("a caption is both in the calibration and in the holdout set")
     from memcli.tokens import Tokeniser
@@ -144,12 +226,19 @@ def make_calibration_set(
         batches = [feeds(*pair) for pair in zip(shorter, firsts, strict=True)]
         whole = [clip[:length] for clip in held]
         checks = [feeds(*pair) for pair in zip(whole, captions.holdout, strict=True)]
-    return CalibrationSet(tuple(batches), tuple(checks), captions.source)
+    real = spec.prep is not None or captions.source != SYNTHETIC_CAPTIONS
+    of = len(checks) if videos is None else videos
+    return CalibrationSet(tuple(batches), tuple(checks), of, captions.source, real=real)
 
 
-def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> CalibrationSet:
+def _of_frames(
+    kept: list[Clip], held: list[Clip], videos: int | None, *, by_frame: bool
+) -> CalibrationSet:
     length = min(len(clip) for clip in held)
     if by_frame:
+        fewer = max(1, MAX_GATE_FRAMES // len(held))
+        held = [spread(clip[:length], fewer) for clip in held]
+        length = min(length, fewer)
         pool = spread(np.concatenate(kept), MAX_CALIBRATION_FRAMES)
         clips = [pool[at : at + _CLIP_FRAMES] for at in range(0, len(pool), _CLIP_FRAMES)]
     else:
@@ -157,6 +246,7 @@ def _of_frames(kept: list[Clip], held: list[Clip], *, by_frame: bool) -> Calibra
     return CalibrationSet(
         tuple({INPUT: clip[None]} for clip in clips),
         tuple({INPUT: clip[None, :length]} for clip in held),
+        len(held) if videos is None else videos,
     )
 
 
@@ -165,7 +255,7 @@ def clip_of(clip: Clip) -> Clip:
     return spread(clip, _CLIP_FRAMES)
 
 
-def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
+def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep, videos: int) -> None:
     for clip in (*kept, *held):
         if clip.ndim != 4 or clip.shape[1:] != prep.frame_shape() or clip.dtype != np.uint8:
             raise UsageError(
@@ -178,14 +268,14 @@ def _check_clips(kept: list[Clip], held: list[Clip], prep: FramePrep) -> None:
     frames = sum(len(clip) for clip in kept)
     if (
         frames < MIN_CALIBRATION_FRAMES
-        or len(held) < MIN_HOLDOUT_CLIPS
+        or videos < MIN_HOLDOUT_CLIPS
         or len(held) * length < MIN_HOLDOUT_FRAMES
     ):
         raise UsageError(
-            f"int8 needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
+            f"calibration needs at least {MIN_CALIBRATION_FRAMES} frames to calibrate and "
             f"{MIN_HOLDOUT_CLIPS} other videos with {MIN_HOLDOUT_FRAMES} frames to check, "
-            f"not {frames} and {len(held)} with {len(held) * length}",
-            next_step="Give more videos: memcli export MODEL --int8 --calibration DIR",
+            f"not {frames} and {videos} with {len(held) * length}",
+            next_step="Give a folder with more videos: --calibration DIR",
         )
 
 
@@ -196,7 +286,7 @@ def _sentences(captions: Iterable[Sequence[str]]) -> set[str]:
 def _check_captions(kept: int, held: int) -> None:
     if kept < MIN_CALIBRATION_CAPTIONS or held < MIN_HOLDOUT_CAPTIONS:
         raise UsageError(
-            f"int8 needs captions of at least {MIN_CALIBRATION_CAPTIONS} videos to calibrate and "
+            f"calibration needs captions of at least {MIN_CALIBRATION_CAPTIONS} videos and "
             f"of {MIN_HOLDOUT_CAPTIONS} others to check, not {kept} and {held}",
             next_step="Give a file with more captions.",
         )

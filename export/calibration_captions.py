@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from memcli.engines.reference import synthetic_captions
 from memcli.errors import UsageError, VideoError
 from memcli.export.calibration import (
+    GATE_CLIPS,
     MIN_CALIBRATION_CAPTIONS,
     MIN_HOLDOUT_CAPTIONS,
+    SYNTHETIC_CAPTIONS,
     CalibrationClips,
     split_by_video,
     spread_items,
@@ -20,7 +22,6 @@ from memcli.export.calibration import (
 if TYPE_CHECKING:
     Captions = tuple[str, ...]
 
-SYNTHETIC = "synthetic captions"
 _MAX_VIDEOS = 192
 _SEED = 20
 
@@ -50,7 +51,8 @@ def captions_of_file(entries: Iterable[Sequence[str]], name: str) -> Calibration
     needed = MIN_CALIBRATION_CAPTIONS + MIN_HOLDOUT_CAPTIONS
     if len(videos) < needed:
         raise UsageError(
-            f"int8 needs different captions of {needed} videos, not of {len(videos)}", where=name
+            f"calibration needs different captions of {needed} videos, not of {len(videos)}",
+            where=name,
         )
     calibration, holdout = split_by_video(spread_items(videos, _MAX_VIDEOS))
     return CalibrationCaptions(tuple(calibration), tuple(holdout), f"captions of {name}")
@@ -75,8 +77,9 @@ def captions_of_videos(
         for place, path in enumerate(paths):
             with suppress(VideoError):
                 found[place] = tuple(of(path))
-        for place in set(range(len(paths))) - set(found):
-            report(f"not used: {paths[place]}: no caption of it in {name}")
+        missing = [path for place, path in enumerate(paths) if place not in found]
+        for path in dict.fromkeys(missing):
+            report(f"not used: {path}: no caption of it in {name}")
         return found
 
     first, second = find(clips.calibration_paths), find(clips.holdout_paths)
@@ -91,6 +94,23 @@ def captions_of_videos(
     )
     captions = tuple(first.values()), tuple(second.values())
     return left, CalibrationCaptions(*captions, f"captions of {name}")
+
+
+def without_calibration(
+    clips: CalibrationClips, captions: CalibrationCaptions | None
+) -> tuple[CalibrationClips, CalibrationCaptions | None]:
+    """All in the holdout, for a precision that nothing is calibrated for: 64 clips of all videos
+    and their captions. Captions without clips stay as they are."""
+    if not clips.holdout:
+        return clips, captions
+    both = [*clips.calibration, *clips.holdout]
+    paths = [*clips.calibration_paths, *clips.holdout_paths]
+    places = spread_items(range(len(both)), GATE_CLIPS)
+    left = CalibrationClips([], [both[i] for i in places], [], [paths[i] for i in places])
+    if captions is None:
+        return left, None
+    texts = [*captions.calibration, *captions.holdout]
+    return left, CalibrationCaptions((), tuple(texts[i] for i in places), captions.source)
 
 
 def _without(
@@ -132,5 +152,5 @@ def synthetic_calibration_captions(
     return CalibrationCaptions(
         tuple(sentences[:calibration]),
         tuple(sentences[calibration : calibration + holdout]),
-        SYNTHETIC,
+        SYNTHETIC_CAPTIONS,
     )

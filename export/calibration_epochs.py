@@ -41,6 +41,8 @@ class CalibrationEpochs:
     holdout: tuple[Feeds, ...]
     source: str
     """What they are, for reports."""
+    real: bool = True
+    """Whether they are the user's."""
 
     def as_set(self) -> CalibrationSet:
         """For int8. Raises UsageError if there are too few."""
@@ -51,13 +53,13 @@ class CalibrationEpochs:
                 f" check, not {kept} and {held}",
                 next_step="Give more recordings: memcli export MODEL --int8 --calibration DIR",
             )
-        return CalibrationSet(self.calibration, self.holdout, epochs=self.source)
+        return CalibrationSet(self.calibration, self.holdout, epochs=self.source, real=self.real)
 
 
 def synthetic_calibration_epochs(prep: EegPrep) -> CalibrationEpochs:
     """Epochs made by us: amplitudes and spectrum of recordings, but nobody's."""
     kept, held = (_single(epoch_feeds(prep, _SYNTHETIC_EPOCHS, seed)) for seed in _SEEDS)
-    return CalibrationEpochs(tuple(kept), tuple(held), "synthetic epochs")
+    return CalibrationEpochs(tuple(kept), tuple(held), "synthetic epochs", real=False)
 
 
 def read_calibration_epochs(

@@ -96,6 +96,8 @@ class Inputs:
 
     name: str
     feeds: Sequence[Feeds]
+    real: bool = False
+    """Whether they are the user's."""
 
 
 def compare_graphs(
@@ -127,6 +129,7 @@ def compare_graphs(
             tolerance,
             inputs=one.name,
             runtime=runtime,
+            real=one.real,
         )
         report(f"{precision}: {parity.numbers()} ({runtime})")
         if not parity.passed:

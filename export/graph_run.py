@@ -68,6 +68,12 @@ def expose(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
     return result
 
 
+def executor(model: ModelProto) -> str:
+    """What `run_batches` runs a graph with, for reports. Raises MissingDependencyError."""
+    name = _runtime(model)
+    return f"{name} {import_runtime(name).__version__.partition('-')[0]} on cpu"
+
+
 def runs_unsigned() -> bool:
     """Whether a runtime here computes graphs with uint8 activations on the CPU: only OpenVINO does.
 

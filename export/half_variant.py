@@ -16,6 +16,7 @@ from memcli.errors import ParityError
 from memcli.export.build import graph_files, versions
 from memcli.export.cases import CASES, make_feeds, make_real_feeds
 from memcli.export.compare import Inputs, compare_graphs
+from memcli.export.evidence import synthetic_inputs
 from memcli.export.half import Half, write_half
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def make_half(
     clips: Iterable[Clip] = (),
     captions: Sequence[Sequence[str]] = (),
     epochs: CalibrationEpochs | None = None,
+    videos: int | None = None,
     report: Report = lambda _: None,
 ) -> Variant:
     """Write the graph into a folder of its own in `folder` and gate it against the fp32 graph.
@@ -58,15 +60,17 @@ def make_half(
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
     inputs = [
         Inputs(
-            f"synthetic {'clips' if bundle.spec.eeg is None else 'epochs'}",
+            synthetic_inputs(bundle.spec),
             [make_feeds(bundle.spec, tokenizer, i) for i in range(len(CASES))],
         )
     ]
     if bundle.spec.eeg is not None:
         if epochs is not None:
-            inputs.append(Inputs(epochs.source, [*epochs.calibration, *epochs.holdout]))
+            given = [*epochs.calibration, *epochs.holdout]
+            inputs.append(Inputs(epochs.source, given, real=epochs.real))
     elif real := make_real_feeds(bundle.spec, tokenizer, clips, captions):
-        inputs.append(Inputs(_real_inputs(bundle.spec, bool(captions)), real))
+        name = _real_inputs(bundle.spec, bool(captions), len(real), videos)
+        inputs.append(Inputs(name, real, real=True))
     original = bundle.root / FP32_GRAPH
     version = import_runtime("onnxruntime").__version__
     for float_sums in (False, True):
@@ -98,13 +102,14 @@ def make_half(
     return _placed(bundle, folder, variant)
 
 
-def _real_inputs(spec: ModelSpec, has_captions: bool) -> str:
+def _real_inputs(spec: ModelSpec, has_captions: bool, clips: int, videos: int | None) -> str:
     """What the user's inputs are called in reports."""
     if spec.prep is None:
         return "captions of videos"
+    name = "videos" if videos is None or videos == clips else f"clips of {videos} videos"
     if spec.text is None:
-        return "videos"
-    return f"videos with {'their' if has_captions else 'synthetic'} captions"
+        return name
+    return f"{name} with {'their' if has_captions else 'synthetic'} captions"
 
 
 def _placed(bundle: Bundle, folder: Path, variant: Variant) -> Variant:

@@ -27,8 +27,16 @@ from memcli.engines.verify import CONTRIBUTIONS, EEG, FRAME_SCORES, INPUT, SCORE
 from memcli.errors import ParityError
 from memcli.export.calibration import CalibrationSet, spread_items
 from memcli.export.cases import EMBEDDINGS
+from memcli.export.evidence import spread_of
 from memcli.export.fold import fold_batch_norms
-from memcli.export.graph_run import expose, run_batches, runs_unsigned, unsigned_error
+from memcli.export.graph_run import (
+    executor,
+    expose,
+    run_batches,
+    runs_unsigned,
+    unsigned_error,
+)
+from memcli.export.int8_result import Int8Result
 from memcli.export.layers import Layer, is_convolutional, make_groups, quantisable_layers
 from memcli.export.parity import cosines, describe, gate
 from memcli.export.quantize import ActivationRange, Scheme, quantise
@@ -61,46 +69,12 @@ the mean of its frames."""
 _ATTEMPTS = 4
 
 
-@dataclass(frozen=True)
-class Int8Result:
-    """What became of a graph."""
-
-    holdout: Comparison
-    """Against the fp32 graph, on inputs that had no part in the calibration."""
-    float_layers: tuple[str, ...]
-    """Layers left in floating point because they cost too much accuracy."""
-    int8_layers: int
-    scheme: Scheme
-    method: Method
-    inputs: str
-    """What was calibrated and checked with, e.g. `real frames and synthetic captions`."""
-    cosine_min: float | None = None
-    """Of the holdout's embeddings with those of the fp32 graph; None if the graph names none."""
-    cosine_mean: float | None = None
-    signed: Int8Result | None = None
-    """Of the all-signed twin, if one was asked for and the graph is not all-signed itself."""
-
-    def reports(self) -> list[dict[str, Any]]:
-        """What the manifest keeps, as JSON values; that of the graph itself is the last."""
-        own = {
-            **self.holdout.to_dict(),
-            "frames_of": f"holdout: {self.inputs}",
-            "scheme": self.scheme,
-            "calibration_method": self.method,
-            "int8_layers": self.int8_layers,
-            "float_layers": list(self.float_layers),
-            "cosine_min": self.cosine_min,
-            "cosine_mean": self.cosine_mean,
-        }
-        return [*(self.signed.reports() if self.signed is not None else []), own]
-
-
 def make_int8(
     fp32_graph: Path,
     int8_graph: Path,
     data: CalibrationSet,
     tolerance: Tolerance,
-    report: Report,
+    say: Report,
     *,
     method: Method | None = None,
     scheme: Scheme | None = None,
@@ -120,6 +94,11 @@ def make_int8(
     """
     import onnx
 
+    label = "fp8" if scheme == "fp8" else "int8"
+
+    def report(text: str) -> None:
+        say(f"{label}: {text}")
+
     if scheme == "u8s8" and not runs_unsigned():
         raise unsigned_error()  # before minutes are spent
 
@@ -128,7 +107,7 @@ def make_int8(
     if scheme is None:
         scheme = "u8s8" if is_convolutional(layers) else "s8s8"
         if scheme == "u8s8" and not runs_unsigned():
-            report("int8: all signed (s8s8): OpenVINO, which the faster u8s8 is for, is not here")
+            report("all signed (s8s8): OpenVINO, which the faster u8s8 is for, is not here")
             scheme = "s8s8"
     if scheme == "u8s8":  # see memcli.export.quantize; a CNN's linear layers take 1 % of its time
         layers = [layer for layer in layers if layer.is_conv]
@@ -141,7 +120,7 @@ def make_int8(
     try:
         return replace(result, signed=search.make("s8s8", signed_graph))
     except ParityError as error:
-        report(f"int8: no graph for TensorRT, which wants everything signed: {error.what}")
+        report(f"no graph for TensorRT, which wants everything signed: {error.what}")
         return result
 
 
@@ -163,7 +142,7 @@ class _Search:
         self._tolerance = tolerance
         self._method = method
         self._report = report
-        report(f"int8: ranges of {len(layers)} layers from {_inputs(data)}")
+        report(f"ranges of {len(layers)} layers from {_inputs(data)}")
         some = spread_items(data.batches, _batches(data.batches, _RANGE_INPUTS))
         self._model, self._layers = smooth(model, layers, some)
         names = list(dict.fromkeys(layer.input for layer in self._layers))
@@ -201,13 +180,13 @@ class _Search:
         """The graph with the costliest groups in float, and whether it is close enough."""
         floats = {layer for group in self._order[: self._left] for layer in group}
         quantised = [layer for layer in self._layers if layer not in floats]
-        self._report(f"int8: {len(quantised)} layers in 8 bits ({scheme}), {len(floats)} in float")
+        self._report(f"{len(quantised)} layers in 8 bits ({scheme}), {len(floats)} in float")
         candidate = quantise(self._model, quantised, ranges, scheme)
         found = observe(candidate, self._data.batches, self._output, self._inner)
         limits = for_calibration(self._tolerance, by_frame=self._output == FRAME_SCORES)
         seen = found.compared(self._exact, limits)
         angles = found.cosines(self._exact)
-        self._report(f"int8: calibration inputs: {seen.numbers()}{_told(angles)}")
+        self._report(f"calibration inputs: {seen.numbers()}{_told(angles)}")
         return candidate, quantised, seen.passed and _close(angles, self._tolerance)
 
     def _sweep(self, scheme: Scheme, ranges: Mapping[str, ActivationRange]) -> None:
@@ -238,7 +217,7 @@ class _Search:
             contributions=found.contributions_beside(wanted),
         )
         angles = found.cosines(wanted)
-        self._report(f"int8: holdout: {holdout.numbers()}{_told(angles)}")
+        self._report(f"holdout: {holdout.numbers()}{_told(angles)}")
         if not _close(angles, self._tolerance):
             raise ParityError(
                 f"the {scheme} graph misses its tolerance: {holdout.numbers()}{_told(angles)}",
@@ -252,9 +231,12 @@ class _Search:
             int8_layers=len(quantised),
             scheme=scheme,
             method=self._method,
-            inputs=_inputs(self._data),
+            inputs=_holdout(self._data),
             cosine_min=float(angles.min()) if angles.size else None,
             cosine_mean=float(angles.mean()) if angles.size else None,
+            spread=spread_of(wanted.clips),
+            runtime=executor(candidate),
+            real=self._data.real,
         )
 
 
@@ -285,7 +267,7 @@ def sweep(
         scores = scores_of(quantise(model, group, ranges, scheme), batches, output)
         costs.append(float(np.sqrt(np.square(scores - wanted).mean())))
         report(
-            f"int8: group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
+            f"group {index + 1} of {len(groups)}, {group[0].name} to {group[-1].name}: "
             f"error {costs[-1]:.4f}"
         )
     return costs
@@ -402,6 +384,15 @@ def _batches(batches: Sequence[Feeds], inputs: int) -> int:
         for feeds in batches
     )
     return max(inputs // each, 12)
+
+
+def _holdout(data: CalibrationSet) -> str:
+    """What was checked with; how many videos, where they have several clips each."""
+    if INPUT not in data.holdout[0]:
+        return f"held-out {data.captions or data.epochs}"
+    several = data.videos < len(data.holdout)
+    text = f"clips of {data.videos} held-out videos" if several else "held-out videos"
+    return f"{text} with {data.captions}" if data.captions else text
 
 
 def _inputs(data: CalibrationSet) -> str:

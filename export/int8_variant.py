@@ -7,18 +7,28 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from memcli.engines.bundle import FP32_GRAPH, GRAPH_FILE, Bundle, Variant, hash_files
+from memcli.engines.comparison import Comparison, compare, compare_epochs
 from memcli.engines.loading import import_runtime, installed_runtimes
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
-from memcli.engines.verify import Reference, reference_feeds, run_scores
+from memcli.engines.verify import FoundScores, Reference, reference_feeds, run_scores
 from memcli.export.build import graph_files, versions
+from memcli.export.evidence import (
+    PYTORCH,
+    SHOWN,
+    noun_of,
+    reference_inputs,
+    spread_of,
+)
 
 if TYPE_CHECKING:
     from memcli.engines.base import EngineName
-    from memcli.export.int8 import Int8Result
+    from memcli.export.int8_result import Int8Result
     from memcli.spec import Precision
 
 SIGNED_FOLDER = "signed"
@@ -81,31 +91,57 @@ def int8_variant(bundle: Bundle, folder: Path, reference: Reference, result: Int
     if result.scheme == "fp8":
         return variant  # nothing here computes in it: the original's scores are the reference
     here = replace(bundle, root=folder)
-    own = _own_reference(here, variant, variant.graph, reference)
-    variant = replace(variant, reference=own.to_dict())
+    own, row = _own_reference(here, variant, variant.graph, reference)
+    variant = replace(variant, reference=own.to_dict(), parity=[row])
     if result.signed is None:
         return variant
     (twin,) = set(variant.graphs.values())
-    entry = _own_reference(here, variant, twin, reference).to_dict()
-    return replace(variant, references=dict.fromkeys(_TENSORRT, entry))
+    entry, row = _own_reference(here, variant, twin, reference)
+    return replace(
+        variant,
+        references=dict.fromkeys(_TENSORRT, entry.to_dict()),
+        parity=[*variant.parity, row | {"inputs": f"{row['inputs']}, all-signed twin"}],
+    )
 
 
-def _own_reference(bundle: Bundle, variant: Variant, graph: str, reference: Reference) -> Reference:
+def _own_reference(
+    bundle: Bundle, variant: Variant, graph: str, reference: Reference
+) -> tuple[Reference, dict[str, Any]]:
     """The scores of one of the variant's int8 graphs itself on the synthetic inputs.
 
     How far int8 is from the original was measured on real ones, which the bundle cannot hold.
     What is left to verify on another machine is that the runtime executes the graph as it did here.
+    How far these scores are from the original's is the second value, a row of the report: it says
+    something of inputs that are not like the calibration's, and decides nothing.
     """
     spec = bundle.spec
     feeds = reference_feeds(reference, spec, bundle.tokenizer_path(variant))
     open_graph = open_openvino if "openvino" in installed_runtimes() else open_onnxruntime
     with open_graph(bundle.root / graph, device="cpu", precision="int8", threads=None) as engine:
         found = run_scores(engine, feeds, frame_scores=spec.frame_scores)
+        runtime = str(engine.describe())
+    wanted = reference.expected()
+    row = {
+        **_compared(found, reference).to_dict(),
+        **spread_of(wanted.mean(axis=1)).to_dict(),
+        "role": SHOWN,
+        "against": PYTORCH,
+        "inputs": reference_inputs(noun_of(spec)),
+        "runtime": runtime,
+    }
     if spec.frame_scores:
-        return replace(reference, frame_scores=tuple(tuple(map(float, row)) for row in found.rows))
+        rows = tuple(tuple(map(float, scores)) for scores in found.rows)
+        return replace(reference, frame_scores=rows), row
     shares = () if found.contributions is None else found.contributions
-    return replace(
-        reference,
-        scores=tuple(map(float, found.clips)),
-        contributions=tuple(tuple(map(float, row)) for row in shares),
-    )
+    scores = tuple(map(float, found.clips))
+    contributions = tuple(tuple(map(float, one)) for one in shares)
+    return replace(reference, scores=scores, contributions=contributions), row
+
+
+def _compared(found: FoundScores, reference: Reference) -> Comparison:
+    wanted = reference.expected()
+    if found.contributions is None:
+        return compare(found.rows, wanted, reference.tolerance, clip_scores=found.clips)
+    shares = np.array(reference.contributions, np.float64)
+    scores = found.clips, wanted[:, 0]
+    return compare_epochs(scores, (found.contributions, shares), reference.tolerance)

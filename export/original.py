@@ -34,6 +34,7 @@ from memcli.export.cases import (
     make_feeds,
 )
 from memcli.export.compare import SeenGraph
+from memcli.export.evidence import spread_of
 from memcli.export.parity import cosines, describe
 
 if TYPE_CHECKING:
@@ -166,7 +167,11 @@ def _gate(
             )
         kept = ("max_abs", "mean_abs", "srcc")
         numbers_of = asdict(result)
-        measured[output] = {"values": result.clips, **{key: numbers_of[key] for key in kept}}
+        measured[output] = {
+            "values": result.clips,
+            **{key: numbers_of[key] for key in kept},
+            **spread_of(wanted).to_dict(),
+        }
     return measured
 
 

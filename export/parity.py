@@ -11,6 +11,7 @@ import numpy as np
 
 from memcli.engines.comparison import Comparison, compare, compare_epochs
 from memcli.errors import ParityError
+from memcli.export.evidence import FP32_GRAPH, GATE, Spread, spread_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,6 +89,10 @@ class Parity:
     cosine_min: float | None
     cosine_mean: float | None
     passed: bool
+    spread: Spread
+    """Of the original's scores of clips."""
+    real: bool = False
+    """Whether the inputs are the user's."""
 
     def numbers(self) -> str:
         """The measurements in one line, for messages."""
@@ -103,7 +108,9 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, ready for JSON."""
-        return asdict(self)
+        entry = asdict(self) | self.spread.to_dict()
+        del entry["spread"]
+        return entry | {"role": GATE, "against": FP32_GRAPH}
 
 
 def measure(
@@ -113,6 +120,7 @@ def measure(
     *,
     inputs: str,
     runtime: str,
+    real: bool = False,
 ) -> Parity:
     """Compare outputs and embeddings with the original's: pairs (found, wanted) by name.
 
@@ -139,6 +147,8 @@ def measure(
         cosine_min=least,
         cosine_mean=float(joined.mean()) if joined.size else None,
         passed=all(one.passed for one in outputs) and close,
+        spread=spread_of(next(iter(scores.values()))[1]),
+        real=real,
     )
 
 

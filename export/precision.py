@@ -22,13 +22,14 @@ from memcli.engines.bundle import (
 from memcli.engines.files import install, locked, staging
 from memcli.engines.verify import Reference
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
-from memcli.export.build import gate_everywhere
+from memcli.export.build import engine_rows, gate_everywhere
 from memcli.export.calibration import CalibrationSet, make_calibration_set
 from memcli.export.calibration_captions import (
     CalibrationCaptions,
     synthetic_calibration_captions,
 )
 from memcli.export.calibration_epochs import CalibrationEpochs, synthetic_calibration_epochs
+from memcli.export.evidence import is_real, verified_on
 from memcli.export.half_variant import make_half
 from memcli.export.int8 import make_int8
 from memcli.export.int8_variant import SIGNED_FOLDER, int8_variant
@@ -53,16 +54,20 @@ def make_variant(
     holdout: Iterable[Clip] = (),
     captions: CalibrationCaptions | None = None,
     epochs: CalibrationEpochs | None = None,
+    videos: int | None = None,
     method: Method | None = None,
+    before: Callable[[Bundle], object] = lambda _: None,
     report: Report = lambda _: None,
 ) -> Variant:
     """Make a variant from the fp32 graph, gate it, and install it into the bundle.
 
     int8 and fp8 need real clips, uint8 [T, H, W, 3], prepared as for scoring: `calibration` to
-    choose ranges and layers with, `holdout` (at least 12 other videos, 64 frames) for the gate; a
-    model that reads captions needs `captions`, of these clips or of themselves, and a model of EEG
-    `epochs`; both have synthetic ones without. `method` is how ranges are chosen. fp16 and bf16
-    need nothing: their gate has synthetic inputs, and also whatever is given. The variant's
+    choose ranges and layers with, `holdout` (of at least 12 other videos, 64 frames) for the
+    gate; a model that reads captions needs `captions`, of these clips or of themselves, and a model
+    of EEG `epochs`; both have synthetic ones without. `method` is how ranges are chosen. fp16 and
+    bf16 need nothing: their gate has synthetic inputs, and also whatever is given. `videos` is how
+    many the clips of the gate are of, where it has several of each. `before` is called with the
+    bundle as it will be, before that is installed: what it raises keeps the old one. The variant's
     `parity` has all reports.
 
     Until the gate has passed the installed bundle is not touched. Raises ParityError with the
@@ -82,17 +87,18 @@ def make_variant(
             with staging(bundle.root, "make") as folder:
                 variant = make_half(
                     bundle, folder, precision, reference, tolerance,
-                    clips=clips, captions=texts, epochs=epochs, report=report,
+                    clips=clips, captions=texts, epochs=epochs, videos=videos, report=report,
                 )  # fmt: skip
                 # The fp32 graph, which OpenVINO executes in bf16, is looked for beside it.
                 (folder / "fp32").symlink_to((bundle.root / FP32_GRAPH).parent.resolve())
                 variant = _gated(replace(bundle, root=folder), variant, report)
+                before(_with(bundle, folder, variant))
                 return _add(bundle, variant, folder / Path(variant.graph).parent, report)
         except MemcliError:
             raise  # as below
         except OSError as error:
             raise _cannot_write(bundle, error) from error
-    data = _calibration(bundle, calibration, holdout, captions, epochs, report)
+    data = _calibration(bundle, precision, calibration, holdout, captions, epochs, videos, report)
     try:
         with staging(bundle.root, "make") as folder:
             (folder / SIGNED_FOLDER).mkdir()
@@ -109,6 +115,7 @@ def make_variant(
             variant = int8_variant(bundle, folder, reference, result)
             variant = _gated(replace(bundle, root=folder), variant, report)
             variant = replace(variant, parity=[*variant.parity, *result.reports()])
+            before(_with(bundle, folder, variant))
             return _add(bundle, variant, folder / Path(variant.graph).parent, report)
     except MemcliError:
         raise  # some are OSErrors too
@@ -133,10 +140,12 @@ def _cannot_write(bundle: Bundle, error: OSError) -> OutputError:
 
 def _calibration(
     bundle: Bundle,
+    precision: Precision,
     calibration: Iterable[Clip],
     holdout: Iterable[Clip],
     captions: CalibrationCaptions | None,
     epochs: CalibrationEpochs | None,
+    videos: int | None,
     report: Report,
 ) -> CalibrationSet:
     """What int8 is calibrated and checked with. Raises UsageError, ModelError."""
@@ -148,9 +157,11 @@ def _calibration(
     if bundle.spec.text is not None and captions is None:
         counts = () if bundle.spec.prep is None else (len(kept), len(held))
         captions = synthetic_calibration_captions(*counts)
-        report("int8: no captions given: calibrated and checked with synthetic ones")
+        report(f"{precision}: no captions given: calibrated and checked with synthetic ones")
     tokenizer = bundle.tokenizer_path(bundle.variants["fp32"])
-    return make_calibration_set(bundle.spec, kept, held, captions=captions, tokenizer=tokenizer)
+    return make_calibration_set(
+        bundle.spec, kept, held, captions=captions, tokenizer=tokenizer, videos=videos
+    )
 
 
 def check_precision(precision: Precision) -> None:
@@ -159,9 +170,14 @@ def check_precision(precision: Precision) -> None:
         raise UsageError("fp32 is what every other precision is made from; it is installed already")
 
 
+def _with(bundle: Bundle, folder: Path, variant: Variant) -> Bundle:
+    """The bundle with a variant whose files are in `folder`."""
+    return replace(bundle, root=folder, variants={**bundle.variants, variant.precision: variant})
+
+
 def _gated(bundle: Bundle, variant: Variant, report: Report) -> Variant:
     parity = gate_everywhere(bundle, variant, report)
-    return replace(variant, parity=[*variant.parity, *(one.to_dict() for one in parity)])
+    return replace(variant, parity=[*variant.parity, *engine_rows(variant, parity)])
 
 
 def _add(bundle: Bundle, variant: Variant, folder: Path | None, report: Report) -> Variant:
@@ -186,6 +202,7 @@ def _add(bundle: Bundle, variant: Variant, folder: Path | None, report: Report) 
                     where=str(bundle.root),
                     next_step="Run the same command again.",
                 )
+            variant = _keep_evidence(current.variants.get(variant.precision), variant, report)
             if folder is not None:
                 install(folder, bundle.root / folder.name)
             variants = {**current.variants, variant.precision: variant}
@@ -197,6 +214,25 @@ def _add(bundle: Bundle, variant: Variant, folder: Path | None, report: Report) 
         raise
     except OSError as error:
         raise OutputError(f"cannot write the bundle: {error}", where=str(bundle.root)) from error
+    return variant
+
+
+def _keep_evidence(former: Variant | None, variant: Variant, report: Report) -> Variant:
+    """The variant with what was measured on real inputs of the same graph, byte for byte.
+
+    Of another graph that was, it is only told.
+    """
+    real = [one for one in former.parity if is_real(one)] if former is not None else []
+    if former is None or not real or any(map(is_real, variant.parity)):
+        return variant
+    on = verified_on(real)
+    if former.digest == variant.digest:
+        report(f"{variant.precision}: the same graph as before: kept what was measured on {on}")
+        return replace(variant, parity=[*variant.parity, *real])
+    report(
+        f"{variant.precision}: the former graph was verified on {on}, this one is not: "
+        "name them again to do so (--calibration DIR)"
+    )
     return variant
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcli.errors import UsageError
+from memcli.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from memcli.engines.bundle import Bundle
@@ -62,6 +63,42 @@ def parse_batch(text: str) -> tuple[int, int, int]:
     )
 
 
+def check_capability(text: str) -> None:
+    """Raise UsageError for what is no compute capability."""
+    if not re.fullmatch(r"[1-9]\d?\.\d", text, re.ASCII):
+        raise UsageError(
+            f"not a compute capability: {text!r}", next_step="Write it as two numbers, e.g. 8.9"
+        )
+
+
+def check_target(
+    flavour: FlavourName, precisions: Iterable[Precision | None], target_capability: str | None
+) -> None:
+    """Whether engines of these precisions can be built here at all; nothing is computed.
+
+    Raises MissingDependencyError without the runtime, DeviceError without a GPU where one is
+    needed, UsageError for a capability that the runtime does not know, EngineError for arithmetic
+    that the GPU does not have.
+    """
+    from memcli.engines.tensorrt_flavour import load_flavour
+    from memcli.engines.tensorrt_plan import check_precision
+
+    chosen = load_flavour(flavour)
+    capability = target_capability
+    if capability is None:
+        from memcli.engines.cuda import Cuda
+
+        capability = Cuda().facts().capability
+    if chosen.builds_for_capability and target_capability is not None:
+        try:
+            chosen.capability(capability)
+        except EngineError as error:
+            raise UsageError(error.what, next_step=error.next_step) from error
+    for precision in precisions:
+        if precision is not None:
+            check_precision(precision, capability)
+
+
 def compile_engine(
     bundle: Bundle,
     precision: Precision | None,
@@ -70,6 +107,7 @@ def compile_engine(
     target_capability: str | None = None,
     options: EngineOptions | None = None,
     output: Path | None = None,
+    check_files: bool = True,
     report: Report = lambda _: None,
 ) -> str:
     """Compile the engine of a precision, or of the best for GPUs that is installed; says where.
@@ -90,6 +128,7 @@ def compile_engine(
         ranges=None if given.batch is None else {"batch": given.batch},
         options=_build_options(given, flavour, target_capability),
         output=output,
+        check_files=check_files,
         report=report,
     )
     return f"{bundle.model} {chosen}: engine for {flavour} in {plan.folder}"

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from memcli import store
-from memcli.compiling import EngineOptions, compile_engine
+from memcli.compiling import EngineOptions, check_capability, check_target
 from memcli.errors import MissingDependencyError, ModelError, UsageError
 from memcli.models import DEFAULT_MODEL, MODELS
+from memcli.precisions import (
+    CALIBRATED,
+    check_calibration,
+    compile_asked,
+    make_precision,
+    training_videos,
+)
 from memcli.spec import ModelSpec, Precision
-from memcli.variants import CALIBRATED, make_precision
 
 if TYPE_CHECKING:
     from memcli.engines.bundle import Bundle
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
 
 Target = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 Report = Callable[[str], None]
+_MOST_VIDEOS = 512
+"""Clips of all of them are in memory at once."""
 _NOT_OPENVINO: tuple[Precision, ...] = ("fp16", "fp8")
 
 
@@ -33,8 +41,8 @@ class ExportRequest:
     """None: the run's, all that are installed, or the default model."""
     precisions: tuple[Precision, ...] = ()
     run: Path | None = None
-    calibration: Path | None = None
-    """Videos, or recordings of EEG."""
+    calibration: Path | int | None = None
+    """A folder of videos or of recordings, or how many of the videos it was trained on."""
     captions: Path | None = None
     method: Method | None = None
     target: Target = "onnx"
@@ -65,6 +73,21 @@ class ExportRequest:
         return (None,) if only else ("fp32",)
 
 
+def parse_calibration(text: str) -> Path | int:
+    """A folder, or a number of videos. Raises UsageError for neither, and for a number too large.
+
+    A folder whose name is a number is a folder.
+    """
+    path = Path(text)
+    if text and path.exists():
+        return path
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError("--calibration: no such folder", where=text)
+    if not 1 <= int(text[:9]) <= _MOST_VIDEOS:
+        raise UsageError(f"--calibration takes 1 to {_MOST_VIDEOS} videos, not {text[:9]}")
+    return int(text)
+
+
 def check_request(request: ExportRequest) -> None:
     """Raise UsageError for what makes no sense, before minutes of work."""
     if request.run is not None and request.precisions and "fp32" not in request.precisions:
@@ -79,6 +102,8 @@ def check_request(request: ExportRequest) -> None:
             "--target-capability is for TensorRT-RTX, which alone builds for other GPUs",
             next_step="Add --target tensorrt-rtx",
         )
+    if request.target_capability is not None:
+        check_capability(request.target_capability)
     if (given := request.engine.named()) and not request.compiles:
         raise UsageError(
             f"{given[0]} is for compiled engines, and none is asked for",
@@ -114,6 +139,8 @@ def check_request(request: ExportRequest) -> None:
             "several models do not go into one file", next_step="Name a folder: --output DIR"
         )
     store.check_output(output)
+    if not request.packs_one:
+        store.check_output_folder(output)
 
 
 def _check_used(request: ExportRequest) -> None:
@@ -136,8 +163,11 @@ def _check_used(request: ExportRequest) -> None:
 def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
     """Raise UsageError for inputs that none of the models takes.
 
-    Of several models, those that have no use for some go without; that is reported.
+    Of several models, those that have no use for some go without; that is reported. Raises as
+    `memcli.compiling.check_target` for an engine that cannot be built here.
     """
+    if request.target == "tensorrt" or request.target == "tensorrt-rtx":
+        check_target(request.target, request.steps, request.target_capability)
     specs = [_spec_of(model) for model in models]
     known = [spec for spec in specs if spec is not None]
     if len(known) < len(specs):
@@ -149,6 +179,12 @@ def check_inputs(request: ExportRequest, models: tuple[str, ...]) -> None:
             f"--calibration names videos, and no frames are read by {names}",
             next_step="Give captions: --captions FILE",
         )
+    if len(models) == 1:  # of several, what one lacks does not stop the others
+        check_calibration(known[0], request)
+    if isinstance(request.calibration, int):
+        for spec in known:
+            if spec.prep is not None:
+                training_videos(spec.name, request.calibration)
     if request.captions is None:
         return
     if all(spec.text is None for spec in known):
@@ -207,19 +243,8 @@ def export_one(
     if precision not in (None, "fp32"):
         assert precision is not None
         lines += make_precision(bundle, precision, request, report)
-        bundle = store.find(model)
-    if request.compiles:
-        assert request.target == "tensorrt" or request.target == "tensorrt-rtx"
-        told = compile_engine(
-            bundle,
-            precision,
-            request.target,
-            target_capability=request.target_capability,
-            options=request.engine,
-            output=_plans_folder(request),
-            report=report,
-        )
-        lines.append(told)
+    elif request.compiles:
+        lines.append(compile_asked(bundle, precision, request, report))
     return lines
 
 
@@ -232,7 +257,7 @@ def pack_one(request: ExportRequest, model: str, report: Report) -> list[str]:
         return []
     target = request.output
     if not request.packs_one:
-        target.mkdir(exist_ok=True)
+        store.make_output_folder(target)
         target = target / f"{model}{store.ARCHIVE_SUFFIX}"
     return _pack(store.find(model), target, request, report)
 
@@ -283,7 +308,7 @@ def _find_run(model: str, folder: Path | None) -> Run:
         if model != run.model:
             raise UsageError(f"this is a run of {run.model}, not of {model}", where=str(folder))
         return run
-    what = "Name a precision (--fp16, --bf16, --int8) or --output"
+    what = "Name a precision (--fp16, --bf16, --int8, --fp8) or --output"
     if model in MODELS and MODELS[model].weights is not None:
         raise UsageError(f"nothing to do: {model} is published in fp32", next_step=what)
     try:
@@ -319,9 +344,3 @@ def _export_run(run: Run, offline: bool, report: Report) -> list[str]:
         if of_eeg
         else f"Use it: memcli score VIDEOS --model {bundle.model}",
     ]
-
-
-def _plans_folder(request: ExportRequest) -> Path | None:
-    """Where compiled engines are written for another machine: beside the packed models."""
-    output = request.output
-    return None if output is None else output.parent if request.packs_one else output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -323,6 +324,35 @@ def check_output(target: Path) -> None:
         raise UsageError(f"cannot write {target.name}: {what}", where=str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {target.name}: no permission", where=str(folder))
+    if target.is_dir() and target.suffix == ARCHIVE_SUFFIX:
+        raise UsageError("cannot write a file here: it is a folder", where=str(target))
+    try:  # permissions do not say everything: read-only and special file systems
+        with tempfile.TemporaryFile(dir=target if target.is_dir() else folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {target.name}: {error.strerror or error}", where=str(folder)
+        ) from error
+
+
+def check_output_folder(target: Path) -> None:
+    """Raise UsageError unless `target` is a folder or could be one; as `check_output`."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(
+            "this is a file, not a folder to write models to",
+            where=str(target),
+            next_step=f"Name a folder, or a file that ends in {ARCHIVE_SUFFIX}",
+        )
+
+
+def make_output_folder(target: Path) -> None:
+    """Raises OutputError."""
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be made: {error.strerror or error}", where=str(target)
+        ) from error
 
 
 def pack(bundle: Bundle, target: Path) -> None:

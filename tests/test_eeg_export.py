@@ -247,7 +247,7 @@ def test_the_command_exports_a_run_and_says_what_to_do_next() -> None:
     terms = (installed.root / "LICENSE.weights.txt").read_text()
     assert "mean nothing for people" in terms
     table = (installed.root / "PARITY.md").read_text()
-    assert "| fp32 | synthetic epochs | onnxruntime | 64 |" in table
+    assert "| fp32 | gate | PyTorch model | synthetic epochs | onnxruntime | 64 |" in table
     assert "clips" not in table
 
 

@@ -205,7 +205,7 @@ def test_int8_of_own_recordings(recordings: Path, fp32: Bundle, tmp_path: Path) 
     assert [line for line in said if "not used" in line and "e_raw.fif" in line]
     bundle = copied(fp32, tmp_path)
     variant = make_variant(bundle, "int8", epochs=found)
-    assert any(one.get("frames_of") == f"holdout: {found.source}" for one in variant.parity)
+    assert any(one["inputs"] == f"held-out {found.source}" for one in variant.parity)
     half = make_variant(bundle, "fp16", epochs=found)
     assert [one["inputs"] for one in half.parity] == ["synthetic epochs", found.source]
     with pytest.raises(UsageError, match="no recordings"):

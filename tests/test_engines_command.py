@@ -26,6 +26,7 @@ def test_list_show_verify_clear(capsys):
     out = capsys.readouterr().out
     assert out.count(f"{name[:12]}  tiny fp16  tensorrt 10.3.0  NVIDIA GeForce RTX 4090") == 2
     assert "batch 1 to 16, time 1 to 16" in out
+    assert "not checked" in out
     assert run("list", "--json") == ExitCode.OK
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["name"] == name
@@ -47,6 +48,8 @@ def test_list_show_verify_clear(capsys):
 
 def test_damage_is_found_and_cleared(capsys):
     keep().path.write_bytes(b"x")
+    assert run("list") == ExitCode.OK
+    assert "damaged\n" in capsys.readouterr().out
     assert run("verify") == ExitCode.NOT_USABLE
     assert "not usable: its size is not what it was" in capsys.readouterr().out
     assert run("clear", "--all") == ExitCode.OK

@@ -20,6 +20,8 @@ from memcli.engines.bundle import Bundle, read_bundle
 from memcli.engines.files import locked
 from memcli.engines.tensorrt_profile import LOW_MEMORY, BuildOptions
 from memcli.errors import MemcliError, ModelError, ParityError, UsageError
+from memcli.export.calibration import CalibrationClips
+from memcli.export.calibration_captions import CalibrationCaptions, without_calibration
 from memcli.export.cases import make_real_feeds
 from memcli.exporting import ExportRequest, check_request, models_of
 from memcli.home import bundles_dir, home
@@ -48,7 +50,8 @@ def test_several_precisions_of_all_installed_models_and_a_folder(tmp_path: Path)
         assert set(bundle.variants) == {"fp32", "fp16", "bf16"}
         assert f"{name} fp16: max |difference|" in result.output
         assert f"{name} bf16: max |difference|" in result.output
-        assert "| fp16 | synthetic clips |" in (bundle.root / "PARITY.md").read_text()
+        table = (bundle.root / "PARITY.md").read_text()
+        assert "| fp16 | gate | fp32 graph | synthetic clips |" in table
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["tiny-text.memcli", "tiny.memcli"]
 
@@ -69,6 +72,13 @@ def test_one_model_that_fails_does_not_stop_the_others() -> None:
     [
         (ExportRequest(target="openvino", precisions=("fp16",)), "OpenVINO does not execute fp16"),
         (ExportRequest(target_capability="8.9"), "--target-capability is for TensorRT-RTX"),
+        *(
+            (
+                ExportRequest(target="tensorrt-rtx", target_capability=one),
+                "not a compute capability",
+            )
+            for one in ("", "8", "sm89", "8.9.1", "-8.9", "\u0668.\u0669")
+        ),
         (ExportRequest(("a", "b"), run=Path()), "a run is of one model"),
         (ExportRequest(("a", "b"), output=Path("x.memcli")), "several models do not go into one"),
         (ExportRequest(("a",), output=Path("x.zip")), "a packed model has another ending"),
@@ -210,6 +220,34 @@ def test_of_several_models_those_without_use_for_an_input_go_without(tmp_path: P
     assert "on 128 captions of videos" in result.output
 
 
+def test_fp16_is_gated_on_real_clips_where_videos_are_given(tiny: Bundle, tmp_path: Path) -> None:
+    from media import make_video
+
+    for number in range(3):
+        make_video(tmp_path / f"{number}.mp4", frames=6 + number)
+    result = CliRunner().invoke(command, ["tiny", "--fp16", "--calibration", str(tmp_path)])
+    assert result.exit_code == 0, result
+    _, real = read_bundle(tiny.root).variants["fp16"].parity
+    assert (real["clips"], real["inputs"], real["real"]) == (64, "clips of 3 videos", True)
+    table = (tiny.root / "PARITY.md").read_text()
+    assert "rests on 64 synthetic clips and 64 clips of 3 videos." in table
+    assert "No real input" not in table
+
+
+def test_clips_and_their_captions_stay_together() -> None:
+    clips = [np.full((1, 1, 1, 3), shade, np.uint8) for shade in range(100)]
+    names = [str(shade) for shade in range(100)]
+    texts = tuple((name,) for name in names)
+    found, captions = without_calibration(
+        CalibrationClips(clips[:30], clips[30:], names[:30], names[30:]),
+        CalibrationCaptions(texts[:30], texts[30:], "captions"),
+    )
+    assert captions is not None
+    assert (len(found.holdout), len(found.calibration), found.holdout_videos) == (64, 0, 64)
+    for clip, path, text in zip(found.holdout, found.holdout_paths, captions.holdout, strict=True):
+        assert (str(clip[0, 0, 0, 0]), (path,)) == (path, text)
+
+
 def test_each_clip_is_compared_with_its_own_captions(tmp_path: Path) -> None:
     spec = text_spec("both", frames=True)
     tokenizer = tmp_path / "tokenizer.json"
@@ -251,9 +289,10 @@ def test_options_of_a_build_reach_it(
         told.update(given)
         return SimpleNamespace(folder="somewhere")
 
-    facts = SimpleNamespace(is_small=small)
+    facts = SimpleNamespace(is_small=small, capability="8.9")
+    flavour = SimpleNamespace(builds_for_capability=False)
     monkeypatch.setattr(tensorrt_plan, "build_for_bundle", build)
-    monkeypatch.setattr(tensorrt_flavour, "load_flavour", lambda _: None)
+    monkeypatch.setattr(tensorrt_flavour, "load_flavour", lambda _: flavour)
     monkeypatch.setattr(cuda, "Cuda", lambda: SimpleNamespace(facts=lambda: facts))
     result = CliRunner().invoke(command, ["tiny", "--target", "tensorrt", *asked])
     assert result.exit_code == 0, result

@@ -62,7 +62,8 @@ def test_a_variant_with_its_report(bundle: Bundle, precision: Half) -> None:
     assert report["embeddings"] == 40 + 40 + 15 + 4
     assert f"{precision} emulated" in report["runtime"], "no such arithmetic on this machine"
     table = (bundle.root / PARITY_FILE).read_text()
-    assert f"| {precision} | synthetic clips | onnxruntime" in table
+    assert f"| {precision} | gate | fp32 graph | synthetic clips | onnxruntime" in table
+    assert f"The gate of {precision} rests on 64 synthetic clips. No real input was given" in table
     assert "cosine of embeddings at least 0.999" in table
     assert [path.name for path in bundle.root.parent.iterdir()] == ["tiny"]
 

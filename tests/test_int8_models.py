@@ -200,7 +200,7 @@ def test_int8_of_a_text_model_end_to_end(checkpoints: Path) -> None:
     assert variant.engines == ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
     assert variant.graphs == {}
     assert variant.parity[-1]["clips"] == 64
-    assert variant.parity[-1]["frames_of"] == "holdout: synthetic captions"
+    assert variant.parity[-1]["inputs"] == "held-out synthetic captions"
     installed = read_bundle(bundle.root)
     assert installed.tokenizer_path(variant) is not None
     for name in ("openvino", "onnxruntime"):

@@ -80,7 +80,19 @@ def test_int8_end_to_end(bundle):
     assert installed.graph_path(variant, "tensorrt") == signed
     assert graph_facts(signed).quantised_to == {"int8"}
     assert "uint8" in graph_facts(installed.graph_path(variant)).quantised_to
-    engine, twin, holdout = variant.parity
+    shown, shown_twin, engine, twin, holdout = variant.parity
+    assert [one["role"] for one in variant.parity] == [*["shown only"] * 2, "engine check",
+                                                       *["gate"] * 2]  # fmt: skip
+    assert (shown["against"], engine["against"], holdout["against"]) == (
+        "PyTorch model",
+        "the graph's own scores when it was made",
+        "fp32 graph",
+    )
+    assert min(shown["max_abs"], shown_twin["max_abs"]) > engine["max_abs"]
+    assert holdout["reference_min"] < holdout["reference_max"]
+    table = (bundle.root / "PARITY.md").read_text()
+    assert "The gate of int8 rests on 14 held-out videos." in table
+    assert "| int8 | shown only | PyTorch model | synthetic reference clips | openvino" in table
     assert (twin["scheme"], holdout["scheme"]) == ("s8s8", "u8s8")
     assert holdout["clips"] == 14
     assert holdout["max_abs"] <= INT8.max_abs
@@ -281,12 +293,16 @@ def test_read_calibration_leaves_out_what_cannot_calibrate(tmp_path):
     (tmp_path / "notes.txt").write_text("not looked at")
     said = []
     clips = read_calibration(tmp_path, TINY_PREP, report=said.append)
-    assert (len(clips.calibration), len(clips.holdout)) == (1, 2)
+    assert (len(clips.calibration), len(clips.holdout)) == (16, 64)
+    assert (len(set(clips.holdout_paths)), clips.holdout_videos) == (2, 2)
+    whole = read_clip(clips.holdout_paths[0], TINY_PREP, frames=32 * TINY_PREP.frames).frames
+    np.testing.assert_array_equal(np.concatenate(clips.holdout[:32]), whole)
     assert said == [
         f"not used: {tmp_path}/broken.mp4: the file is empty (zero bytes)",
         f"not used: {tmp_path}/still.mp4: a still picture",
         f"not used: {tmp_path}/b/copy.mp4: the same frames as another video",
         "3 videos, half of them to check with",
+        "16 clips to calibrate with, 64 to check with",
     ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no video"):
@@ -303,7 +319,25 @@ def test_read_calibration_takes_some_of_many_from_the_whole_folder(tmp_path, mon
         lambda path, *args, **more: opened.append(path[-5]) or read_clip(path, *args, **more),
     )
     read_calibration(tmp_path, TINY_PREP)
-    assert opened == ["0", "2", "4"]
+    assert opened == ["0", "2", "4", "4", "0", "2"], "again, for the segments"
+
+
+def test_several_clips_of_a_video_are_no_more_videos(bundle):
+    clips = make_clips(24, seed=1)
+    with pytest.raises(UsageError, match="not 144 and 11 with 144"):
+        make_variant(bundle, "int8", calibration=clips, holdout=make_clips(24, 2), videos=11)
+    data = make_calibration_set(_spec("tiny", TINY_PREP), clips, make_clips(24, 2), videos=12)
+    assert (len(data.holdout), data.videos) == (24, 12)
+
+
+def test_frames_of_many_clips_are_bounded(monkeypatch):
+    monkeypatch.setattr("memcli.export.calibration.MAX_GATE_FRAMES", 64)
+    spec = _spec("tiny", TINY_PREP)
+    data = make_calibration_set(spec, make_clips(24, 1), make_clips(16, 2))
+    assert {feeds["frames"].shape[:2] for feeds in data.holdout} == {(1, 4)}
+    whole = dataclasses.replace(spec, frame_scores=False)
+    data = make_calibration_set(whole, make_clips(24, 1), make_clips(16, 2))
+    assert {feeds["frames"].shape[:2] for feeds in data.holdout} == {(1, 6)}
 
 
 def test_split_by_video_keeps_neighbours_together():

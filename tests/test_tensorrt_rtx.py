@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from memcli.engines import cuda as cuda_module
 from memcli.engines import plans
 from memcli.engines.cuda import DeviceFacts
 from memcli.engines.tensorrt import _Loader, deserialise
-from memcli.engines.tensorrt_build import build
+from memcli.engines.tensorrt_build import _cannot, build
 from memcli.engines.tensorrt_flavour import load_flavour, make_log, reason
 from memcli.engines.tensorrt_graph import cast_inputs_first, graph_digest, prepare
 from memcli.engines.tensorrt_plan import build_for_bundle, build_plan
@@ -194,10 +196,14 @@ def test_a_plan_of_another_version_is_built_again(rtx, graph):
         pytest.skip("there is a GPU here")
     facts = DeviceFacts(0, "GPU", "8.9", 24 << 30, "570.1, CUDA 12.8")
     said: list[str] = []
-    loader = _Loader(rtx, None, facts, graph, graph_digest(graph), "tiny", said.append)
+    threads = []
+    gpu = SimpleNamespace(use=lambda: threads.append(threading.current_thread()))
+    loader = _Loader(rtx, gpu, facts, graph, graph_digest(graph), "tiny", said.append)
     with pytest.raises(EngineError, match="does not load the engine that it built"):
         loader.load(SMALL, BuildOptions(), exact=False)
     assert "none was built yet" in said[0]
+    assert threads != [threading.main_thread()], "the thread that builds has the GPU, too"
+    assert len(threads) == 1
     (plan,) = plans.stored()
     old = dataclasses.replace(plan.key, version="1.6.0.1")
     plans.clear()
@@ -279,6 +285,12 @@ def reshaped_graph() -> onnx.ModelProto:
     )
     made.ir_version = 10
     return made
+
+
+def test_too_little_scratch_memory_says_what_to_give(rtx, tmp_path):
+    error = _cannot(rtx, tmp_path, "cannot compile the graph", "no tactics within workspace limit")
+    assert "--workspace MIB" in str(error)
+    assert "--workspace" not in str(_cannot(rtx, tmp_path, "cannot parse the graph", "an operator"))
 
 
 def test_bytes_become_floats_first_and_no_value_changes(rtx, tmp_path):

@@ -56,14 +56,18 @@ def list_(as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps([_entry(plan) for plan in found], indent=2))
         return
-    if not found:
+    unreadable = plans.unreadable()
+    if not found and not unreadable:
         click.echo("no engines: they are built at the first use of --engine tensorrt")
         return
     print_table(
-        ("engine", "model", "runtime", "for", "shapes", "MB", "built in", "age"),
+        ("engine", "model", "runtime", "for", "shapes", "MB", "built in", "age", "file"),
         [_row(plan) for plan in found],
         right=("MB", "built in", "age"),
     )
+    for name, problem in unreadable.items():
+        click.echo(printable(f"{name[:_SHOWN]}  not usable: {problem}"))
+    click.echo("Only sizes were looked at; memcli engines verify checks what is in the files.")
 
 
 @command.command(name="show")
@@ -237,7 +241,17 @@ def _flavour(plan: StoredPlan) -> Any:
 
 
 def _entry(plan: StoredPlan) -> dict[str, Any]:
-    return {"name": plan.key.name(), "path": str(plan.path), **plan.to_dict()}
+    return {
+        "name": plan.key.name(),
+        "path": str(plan.path),
+        "file": _file(plan),
+        **plan.to_dict(),
+    }
+
+
+def _file(plan: StoredPlan) -> str:
+    """What is known of the file without reading it."""
+    return "not checked" if plan.is_there() else "damaged"
 
 
 def _row(plan: StoredPlan) -> list[str]:
@@ -251,6 +265,7 @@ def _row(plan: StoredPlan) -> list[str]:
         f"{plan.size_bytes / 1e6:.1f}",
         f"{plan.seconds:.0f} s",
         _age(plan.created),
+        _file(plan),
     ]
 
 

@@ -127,6 +127,7 @@ def show(name: str, as_json: bool) -> None:
         *_encoder_lines(spec, installed=bundle is not None),
         *_eeg_lines(spec),
         *_head_lines(spec),
+        *_tolerance_lines(spec),
     ]
     if bundle is None:
         way = f"pull {spec.name}" if spec.weights else "add FILE.memcli"
@@ -209,6 +210,14 @@ def _head_lines(spec: ModelSpec) -> list[str]:
     return lines
 
 
+def _tolerance_lines(spec: ModelSpec) -> list[str]:
+    """How far each precision may be from its original."""
+    from memcli.export.parity import describe
+
+    lines = [f"{name}: {describe(limits)}" for name, limits in spec.tolerances.items()]
+    return [f"{'tolerance' if i == 0 else '':<12}{line}" for i, line in enumerate(lines)]
+
+
 def _check_name(name: str) -> None:
     """Raise UsageError, with the closest name, for a name that no model has."""
     import difflib
@@ -239,8 +248,11 @@ def _parity_lines(variant: Variant) -> list[str]:
 
 def _compared(report: dict[str, Any]) -> str:
     """On what and by what a graph was compared, as far as the report tells."""
-    of = report.get("inputs") or report.get("frames_of")
-    return ", ".join(filter(None, (of, report.get("engine") or report.get("runtime"))))
+    from memcli.export.evidence import inputs_of, runtime_of
+
+    against = f"against {report['against']}" if "against" in report else None
+    parts = (report.get("role"), inputs_of(report), against, runtime_of(report))
+    return ", ".join(str(one) for one in parts if one)
 
 
 @command.command(name="pull")

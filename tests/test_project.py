@@ -134,6 +134,17 @@ LAYERS = {
         "memcli.preprocess",
         "memcli.video",
     },
+    "memcli.captioning": {
+        "memcli.errors",
+        "memcli.text",
+        "memcli.spec",
+        "memcli.home",
+        "memcli.inputs",
+        "memcli.captions",
+        "memcli.closing",
+        "memcli.engines",
+        "memcli.captioning",
+    },
     "memcli.export": {
         "memcli.errors",
         "memcli.spec",
@@ -146,6 +157,7 @@ LAYERS = {
         "memcli.engines",
         "memcli.train",
         "memcli.tokens",
+        "memcli.captioning",
         "memcli.export",
     },
     "memcli.train": {

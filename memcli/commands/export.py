@@ -89,6 +89,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Pack fp32 without the weights of public encoders; the other machine fetches them.",
 )
+@click.option(
+    "--checkpoint",
+    metavar="DIR|REPO[@REV]",
+    help="captioner: the SmolVLM2 to export, a folder in the hub's format or a name on the hub.",
+)
+@click.option(
+    "--size",
+    type=click.Choice(["256m", "500m", "2.2b"]),
+    help="captioner: which SmolVLM2 of the hub, where --checkpoint does not say. [default: 500m]",
+)
 @click.option("--offline", is_flag=True, help="Never use the network.")
 def command(models: tuple[str, ...], folder: Path | None, offline: bool, **options: Any) -> None:
     """Make a verified engine of a trained model, or a faster precision of one.
@@ -108,7 +118,16 @@ def command(models: tuple[str, ...], folder: Path | None, offline: bool, **optio
       memcli export resmem --output resmem.memcli
       memcli export early-fusion --light --output early-fusion.memcli
       memcli export resmem --fp16 --target tensorrt-rtx --target-capability 8.9
+      memcli export captioner --size 256m --int8
     """
+    if "captioner" in models:
+        from memcli.captioner_export import run_export
+
+        run_export(models, {**options, "run": folder, "offline": offline})
+        return
+    for name in ("checkpoint", "size"):
+        if options.pop(name) is not None:
+            raise click.UsageError(f"--{name} is for: memcli export captioner")
     from memcli.compiling import EngineOptions, parse_batch
     from memcli.exporting import ExportRequest, check_request, parse_calibration
 

@@ -1,0 +1,218 @@
+"""A SmolVLM2 checkpoint to an installed captioner: read, write graphs, compare, install."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from memcli.captioning.bundle import (
+    MAX_FRAMES,
+    TOKENIZER,
+    CaptionerBundle,
+    captioners_dir,
+    hash_files,
+    read_captioner,
+    write_manifest,
+)
+from memcli.captioning.captioner import Captioner
+from memcli.captioning.images import ImageRules
+from memcli.captioning.prompt import PromptTokenizer
+from memcli.captioning.sessions import CaptionerSessions
+from memcli.engines.files import install, locked, staging
+from memcli.errors import MemcliError, ModelError, OutputError, UsageError
+from memcli.export.captioner_checkpoint import (
+    CaptionerCheckpoint,
+    generation_rules,
+    image_rules,
+    normalisation,
+)
+from memcli.export.captioner_gate import check_images, gate_captioner
+from memcli.export.captioner_graphs import write_captioner_graphs
+from memcli.export.captioner_products import PRODUCTS, VISION_PRODUCTS
+from memcli.export.captioner_prompt import check_prompt, prompt_rules
+from memcli.train.checkpoints import first_line, read_json
+
+Report = Callable[[str], None]
+QUESTION = "Describe the video in one sentence."
+FRAMES = 8
+NEW_TOKENS = 64
+LICENSE_FILE = "LICENSE"
+
+
+def export_captioner(
+    checkpoint: CaptionerCheckpoint,
+    *,
+    precision: str = "fp32",
+    name: str | None = None,
+    question: str = QUESTION,
+    frames: int = FRAMES,
+    max_new_tokens: int = NEW_TOKENS,
+    splitting: bool | None = None,
+    target: Path | None = None,
+    report: Report = lambda _: None,
+) -> CaptionerBundle:
+    """Make the captioner's graphs, compare its captions with transformers', and install it.
+
+    `name` is by default made of the checkpoint's, with the precision unless that is fp32;
+    `target` by default `captioners_dir()/NAME`. Question, number of frames and length are ours:
+    000_bcb79d7cf5a52fe8.txt, section 2.1, does not give them. `splitting` overrides the
+    checkpoint's own rule for frames of videos.
+
+    Raises ParityError with figures if prompt, frames or tokens differ from those of transformers,
+    ModelError for a checkpoint that cannot be used, UsageError, OutputError for a full disk. Then
+    an installed captioner stays as it was.
+    """
+    if not 1 <= frames <= MAX_FRAMES or not question.strip():
+        raise UsageError(f"a captioner takes 1 to {MAX_FRAMES} frames and a question")
+    name = name or captioner_name(checkpoint.repository, precision)
+    target = target or captioners_dir() / name
+    rules = image_rules(checkpoint.folder, splitting)
+    generation = generation_rules(checkpoint.folder, max_new_tokens)
+    mean, std = normalisation(checkpoint.folder)
+    report("reading the checkpoint")
+    model, tokenizer = _load(checkpoint.folder)
+    tokens = _tokens_per_image(model, rules.side, checkpoint.folder)
+    prompt = prompt_rules(checkpoint.folder, tokenizer, question, tokens)
+    try:
+        with staging(target, "make") as folder:
+            content = folder / "captioner"
+            content.mkdir()
+            shutil.copyfile(checkpoint.folder / TOKENIZER, content / TOKENIZER)
+            licence = _licence(checkpoint.folder)
+            (content / LICENSE_FILE).write_text(
+                f"Weights of {checkpoint.repository}: {licence}\n", encoding="utf-8"
+            )
+            report("writing the graphs")
+            cache = write_captioner_graphs(
+                model,
+                rules.side,
+                mean,
+                std,
+                content,
+                product=PRODUCTS[precision],
+                vision_product=VISION_PRODUCTS[precision],
+            )
+            bundle = CaptionerBundle(
+                name=name,
+                folder=content,
+                repository=checkpoint.repository,
+                revision=checkpoint.revision,
+                digest=checkpoint.digest,
+                licence=licence,
+                precision=precision,
+                question=question,
+                frames=frames,
+                images=rules,
+                prompt=prompt,
+                generation=generation,
+                cache=cache,
+                files=hash_files(content),
+                made_by={one: version(one) for one in ("torch", "transformers", "onnxruntime")},
+            )
+            report("comparing with transformers")
+            bundle = replace(bundle, parity=_compare(bundle, model, tokenizer, mean, std))
+            write_manifest(bundle)
+            with locked(target, lambda: report(f"another memcli is changing {name}: waiting")):
+                install(content, target)
+    except MemcliError:
+        raise  # some are OSErrors too
+    except OSError as error:
+        raise OutputError(f"cannot write the captioner: {error}", where=str(target)) from error
+    return read_captioner(target)
+
+
+def captioner_name(repository: str, precision: str) -> str:
+    """`smolvlm2-500m`, with `-int8` or `-fp16`, of a repository's or folder's name."""
+    last = repository.rpartition("/")[2].lower()
+    short = re.sub(r"(-video)?-instruct$", "", last)
+    plain = re.sub(r"[^a-z0-9._-]+", "-", short).strip("-._")[:48] or "captioner"
+    return plain if precision == "fp32" else f"{plain}-{precision}"
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """The model in float32 and its tokenizer, without running anything of the checkpoint's."""
+    import torch
+    import transformers
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per file
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                str(folder),
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise ModelError(
+            f"transformers cannot load the checkpoint: {first_line(error)}", where=str(folder)
+        ) from error
+    return model.eval(), tokenizer
+
+
+def _tokens_per_image(model: Any, side: int, folder: Path) -> int:
+    """Of the vision tower; the processor's own number must be the same. Raises ModelError."""
+    config = model.config
+    tokens = int((side // config.vision_config.patch_size) ** 2 // config.scale_factor**2)
+    path = folder / "processor_config.json"
+    said = read_json(path).get("image_seq_len") if path.is_file() else None
+    if said not in (None, tokens) or side != config.vision_config.image_size:
+        raise ModelError(
+            f"the processor has {said} tokens for an image of {side} pixels, the model {tokens}"
+            f" for one of {config.vision_config.image_size}",
+            where=str(path),
+        )
+    return tokens
+
+
+def _compare(
+    bundle: CaptionerBundle, model: Any, tokenizer: Any, mean: list[float], std: list[float]
+) -> dict[str, Any]:
+    prompts = check_prompt(
+        bundle.prompt, tokenizer, PromptTokenizer(bundle.folder / TOKENIZER, bundle.prompt)
+    )
+    images = check_images(bundle.images, _image_processor(bundle.images))
+    sessions = CaptionerSessions(bundle, emulate=True)
+    with Captioner(bundle, sessions) as captioner:
+        report = gate_captioner(model, captioner, mean, std)
+    return {**report, "prompts": prompts, "images": images}
+
+
+def _image_processor(rules: ImageRules) -> Any:
+    """transformers' image processor that uses Pillow, with these sizes; None without Pillow."""
+    try:
+        import PIL  # noqa: F401
+
+        try:
+            from transformers.models.smolvlm.image_processing_pil_smolvlm import (
+                SmolVLMImageProcessorPil as Processor,
+            )
+        except ImportError:  # transformers 4
+            from transformers.models.smolvlm.image_processing_smolvlm import (
+                SmolVLMImageProcessor as Processor,
+            )
+    except ImportError:
+        return None
+    numbers = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
+    return Processor(max_image_size={"longest_edge": rules.side}, resample=numbers[rules.resample])
+
+
+def _licence(folder: Path) -> str:
+    """The licence that the model card names."""
+    path = folder / "README.md"
+    if path.is_file():
+        head = path.read_text(encoding="utf-8", errors="replace")[:20_000]
+        found = re.search(r"^license:\s*([\w.+-]{1,60})\s*$", head, re.MULTILINE)
+        if found:
+            return found[1]
+    return "unknown"

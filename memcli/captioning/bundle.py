@@ -1,0 +1,210 @@
+"""The folder of a captioner: three graphs, the tokenizer, and the manifest that describes them.
+
+captioner.json                 what it is and how it is used; the SHA-256 of every other file
+vision.onnx, vision.bin        frames uint8 [images, side, side, 3] -> [images, tokens, D]
+embed.onnx, embed.bin          input_ids [batch, length] -> [batch, length, D]
+decoder.onnx, decoder.bin      inputs_embeds, attention_mask, position_ids, past_key_values.N.*
+                               -> logits [batch, vocabulary] of the last token, present.N.*
+tokenizer.json, LICENSE
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memcli.captioning.generate import GenerationRules
+from memcli.captioning.images import ImageRules
+from memcli.captioning.prompt import PromptRules
+from memcli.engines.files import sha256_file
+from memcli.errors import ModelError
+from memcli.home import home
+
+SCHEMA = 1
+MANIFEST = "captioner.json"
+TOKENIZER = "tokenizer.json"
+GRAPHS = ("vision", "embed", "decoder")
+PRECISIONS = ("fp32", "fp16", "int8")
+MAX_FRAMES = 64
+_MAX_MANIFEST_BYTES = 4 << 20
+_REQUIRED = ("vision.onnx", "embed.onnx", "decoder.onnx", TOKENIZER)
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Of the decoder's keys and values: [batch, heads, past, width] per layer, twice."""
+
+    layers: int
+    heads: int
+    width: int
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not all(1 <= size <= 4096 for size in (self.layers, self.heads, self.width)):
+            raise ModelError(f"unusable sizes of the decoder: {self}")
+        if self.dtype not in ("float32", "float16"):
+            raise ModelError(f"unusable type of the decoder: {self.dtype}")
+
+
+@dataclass(frozen=True)
+class CaptionerBundle:
+    """A captioner on disk. Made by `read_captioner` or by the export."""
+
+    name: str
+    folder: Path
+    repository: str
+    revision: str | None
+    digest: str
+    """SHA-256 of the checkpoint."""
+    licence: str
+    precision: str
+    question: str
+    """What is asked about the video; it stands in the prompt's suffix."""
+    frames: int
+    """Frames of a video that it is made for."""
+    images: ImageRules
+    prompt: PromptRules
+    generation: GenerationRules
+    cache: CacheShape
+    files: Mapping[str, str]
+    """SHA-256 by name."""
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Changes with anything that decides about a caption: files, rules, prompt."""
+        content = self.to_dict()
+        for told in ("name", "parity", "made_by", "repository", "revision", "licence"):
+            del content[told]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def graph(self, name: str) -> Path:
+        """Path of one of the three graphs."""
+        return self.folder / f"{name}.onnx"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest."""
+        content = {"schema": SCHEMA, **asdict(self)}
+        del content["folder"]
+        content["files"], content["parity"] = dict(self.files), dict(self.parity)
+        content["generation"]["stop"] = list(self.generation.stop)
+        return content
+
+
+def captioners_dir() -> Path:
+    """One folder per installed captioner."""
+    return home() / "captioners"
+
+
+def write_manifest(bundle: CaptionerBundle) -> None:
+    """Write `captioner.json`. Raises OSError."""
+    text = json.dumps(bundle.to_dict(), indent=2, ensure_ascii=False)
+    (bundle.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the manifest. Raises OSError."""
+    return {
+        path.name: sha256_file(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def read_captioner(folder: Path, *, check: bool = True) -> CaptionerBundle:
+    """Read a captioner and compare its files with their hashes.
+
+    `check` of False leaves the hashes out, for a listing. Raises ModelError for a folder that is
+    no captioner, of another schema, or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_MANIFEST_BYTES + 1)
+        if len(data) > _MAX_MANIFEST_BYTES:
+            raise ModelError("is too large for a manifest", where=str(path))
+        content = json.loads(data)
+    except OSError as error:
+        raise ModelError(
+            f"this is no captioner: {error.strerror or error}",
+            where=str(path),
+            next_step="Make one: memcli export captioner",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError("the manifest is no valid JSON", where=str(path)) from error
+    bundle = _parsed(content, folder, path)
+    if check:
+        check_files(bundle)
+    return bundle
+
+
+def _parsed(content: Any, folder: Path, path: Path) -> CaptionerBundle:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ModelError(
+            "was made by another version of memcli",
+            where=str(path),
+            next_step="Make it again: memcli export captioner",
+        )
+    try:
+        files = {str(name): str(value) for name, value in content["files"].items()}
+        cache = content["cache"]
+        bundle = CaptionerBundle(
+            name=str(content["name"]),
+            folder=folder,
+            repository=str(content["repository"]),
+            revision=None if content["revision"] is None else str(content["revision"]),
+            digest=str(content["digest"]),
+            licence=str(content["licence"]),
+            precision=str(content["precision"]),
+            question=str(content["question"]),
+            frames=int(content["frames"]),
+            images=ImageRules.from_dict(content["images"]),
+            prompt=PromptRules.from_dict(content["prompt"]),
+            generation=GenerationRules.from_dict(content["generation"]),
+            cache=CacheShape(
+                int(cache["layers"]), int(cache["heads"]), int(cache["width"]), str(cache["dtype"])
+            ),
+            files=files,
+            parity=dict(content["parity"]),
+            made_by={str(key): str(value) for key, value in content["made_by"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"the manifest is damaged: {type(error).__name__} {error}", where=str(path)
+        ) from error
+    plain = all(Path(n).name == n and _HASH.fullmatch(h) for n, h in bundle.files.items())
+    if (
+        not _NAME.fullmatch(bundle.name)
+        or not plain
+        or any(name not in bundle.files for name in _REQUIRED)
+        or bundle.precision not in PRECISIONS
+        or not 1 <= bundle.frames <= MAX_FRAMES
+    ):
+        raise ModelError("the manifest is damaged", where=str(path))
+    return bundle
+
+
+def check_files(bundle: CaptionerBundle) -> None:
+    """Compare every file with its hash. Raises ModelError for one that differs or is missing."""
+    for name, expected in bundle.files.items():
+        path = bundle.folder / name
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise ModelError(
+                f"cannot be read: {error.strerror or error}", where=str(path)
+            ) from error
+        if found != expected:
+            raise ModelError(
+                "is not the file that was exported (its SHA-256 differs)",
+                where=str(path),
+                next_step="Make the captioner again: memcli export captioner",
+            )

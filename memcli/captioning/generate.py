@@ -1,0 +1,141 @@
+"""Greedy generation for a batch: what to take next, when a text ends, and what it is.
+
+The loop knows nothing of a runtime: a `Decoder` computes, holds the keys and values of what was
+read, and forgets texts that have ended. Texts of different lengths are padded on the left. Every
+choice depends on a text's own logits only, so a batch gives the tokens that one by one gives, as
+long as the runtime's sums of another batch size do not turn over two logits that are all but
+equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from memcli.errors import EngineError, ModelError
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+MAX_NEW_TOKENS = 1024
+_LOOP_TOKENS = 12
+_LOOP_REPEATS = 3
+_LEAVE_AT = 0.25
+"""Texts that ended are taken out of the batch when they are this share of it: a row's keys and
+values are copied then, which costs as much as one step of it."""
+
+
+@dataclass(frozen=True)
+class GenerationRules:
+    """When a generated text ends."""
+
+    max_new_tokens: int
+    stop: tuple[int, ...]
+    """Ids of which any ends the text; it is not part of it."""
+    loop_ngram: int = 8
+    """The longest run of tokens whose repetition ends a text; 0: none does."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS or not 0 <= self.loop_ngram <= 64:
+            raise ModelError(f"unusable rules for generation: {self}")
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> GenerationRules:
+        """Raises KeyError, TypeError, ModelError."""
+        return cls(
+            int(value["max_new_tokens"]),
+            tuple(int(one) for one in value["stop"]),
+            int(value["loop_ngram"]),
+        )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One text as tokens."""
+
+    tokens: tuple[int, ...]
+    """Without the stop token; of a loop, once what repeats."""
+    looping: bool
+    """It repeated itself and was ended."""
+    cut: bool
+    """It had more to say than `max_new_tokens`."""
+
+
+class Decoder(Protocol):
+    """Reads embeddings and token ids; gives logits float32 [B, vocabulary] of what comes next."""
+
+    def start(self, embeddings: Floats, mask: Integers, new_tokens: int) -> Floats:
+        """Read the prompts: [B, L, D] and [B, L], padded on the left, 1 where a token is. At most
+        `new_tokens` steps follow."""
+        ...
+
+    def step(self, ids: Integers) -> Floats:
+        """Read one more token of each text, [B]."""
+        ...
+
+    def keep(self, rows: Integers) -> bool:
+        """Go on with these rows only, if that is cheap; says whether it was done."""
+        ...
+
+
+def generate(
+    decoder: Decoder, embeddings: Floats, mask: Integers, rules: GenerationRules
+) -> list[Generated]:
+    """The texts that follow the prompts, in their order.
+
+    Raises EngineError for logits that are no numbers, and what the decoder raises.
+    """
+    texts: list[list[int]] = [[] for _ in embeddings]
+    ended: list[Generated | None] = [None] * len(texts)
+    rows = np.arange(len(texts))
+    logits = decoder.start(embeddings, mask, rules.max_new_tokens)
+    while True:
+        ids = _choose(logits)
+        for place, row in enumerate(rows):
+            if ended[row] is None:
+                ended[row] = _take(texts[row], int(ids[place]), rules)
+        live = np.array([place for place, row in enumerate(rows) if ended[row] is None], np.int64)
+        if not len(live):
+            return [one for one in ended if one is not None]
+        gone = 1 - len(live) / len(rows)
+        if gone >= _LEAVE_AT and decoder.keep(live):
+            rows, ids = rows[live], ids[live]
+        logits = decoder.step(ids)
+
+
+def _choose(logits: Floats) -> Integers:
+    ids: Integers = np.argmax(logits, axis=-1).astype(np.int64)
+    best = np.take_along_axis(logits, ids[:, None], axis=-1)
+    if not np.isfinite(best).all():  # argmax gives the place of a NaN if there is one
+        raise EngineError("the captioner computes numbers that are none (NaN or infinite)")
+    return ids
+
+
+def _take(text: list[int], token: int, rules: GenerationRules) -> Generated | None:
+    """Add a token to a text; what the text is, if that ended it."""
+    if token in rules.stop:
+        return Generated(tuple(text), False, False)
+    text.append(token)
+    repeated = loop_length(text, rules.loop_ngram)
+    if repeated:
+        return Generated(tuple(text[: len(text) - repeated]), True, False)
+    if len(text) == rules.max_new_tokens:
+        return Generated(tuple(text), False, True)
+    return None
+
+
+def loop_length(text: Sequence[int], longest: int) -> int:
+    """How many tokens at the end only repeat what stands before them; 0 if none do.
+
+    A loop is one run of at most `longest` tokens, at least three times in a row and over at least
+    12 tokens: "very, very, very" is none yet.
+    """
+    for size in range(1, longest + 1):
+        repeats = max(_LOOP_REPEATS, -(-_LOOP_TOKENS // size))
+        tail = list(text[-size * repeats :])
+        if len(tail) == size * repeats and tail[size:] == tail[:-size]:
+            return size * (repeats - 1)
+    return 0

@@ -1,0 +1,194 @@
+"""The captioner's graphs in ONNX Runtime. Keys and values stay on the device from step to step.
+
+Keys and values of the prompt are read where they lie. Those of the new tokens come out of a step
+joined to what was there (`present.*`) and are bound as the next step's input, without a copy to
+the host. Were the prompt's joined, too, a step of 16 videos with 8 frames each would spend a third
+of its time on copying them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memcli.captioning.bundle import CaptionerBundle
+from memcli.captioning.generate import Floats, Integers
+from memcli.closing import Closeable
+from memcli.engines.loading import import_runtime, one_line
+from memcli.engines.onnxruntime import execution_providers
+from memcli.errors import DeviceError, EngineError
+
+_SEVERITY_ERROR = 3
+_IMAGES_AT_ONCE = 8
+
+
+class CaptionerSessions(Closeable):
+    """The three graphs on one device. One thread at a time."""
+
+    def __init__(
+        self,
+        bundle: CaptionerBundle,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        emulate: bool = False,
+    ):
+        """Load the graphs on `cpu`, `cuda` or `cuda:N`.
+
+        `emulate` lets a CPU run fp16, rounding as a GPU does but slowly, for the gate.
+        Raises EngineError if a graph does not load, DeviceError if the device is not usable or
+        not for this precision, MissingDependencyError without ONNX Runtime.
+        """
+        self._ort = import_runtime("onnxruntime")
+        self.bundle = bundle
+        self.device = device
+        providers = execution_providers(self._ort, device)
+        if device == "cpu" and bundle.precision == "fp16" and not emulate:
+            raise DeviceError(
+                "onnxruntime does not compute in fp16 on a CPU",
+                where=str(bundle.folder),
+                next_step="Export the captioner in another precision: --int8 or --fp32",
+            )
+        self._place = ("cpu", 0) if device == "cpu" else ("cuda", providers[0][1]["device_id"])
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _SEVERITY_ERROR
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._sessions = {
+            name: self._load(name, options, providers) for name in ("vision", "embed", "decoder")
+        }
+
+    def _load(self, name: str, options: Any, providers: list[Any]) -> Any:
+        path = self.bundle.graph(name)
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ORT's exceptions share no public base but Exception
+            raise EngineError(
+                f"onnxruntime cannot load the graph: {one_line(error)}", where=str(path)
+            ) from error
+        if self.device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
+            raise DeviceError("onnxruntime cannot use the GPU", where=self.device)
+        return session
+
+    def image_features(self, images: npt.NDArray[np.uint8]) -> Floats:
+        """float32 [N, tokens, D] of uint8 [N, side, side, 3]. Raises EngineError."""
+        parts = [
+            self._run("vision", {"frames": images[start : start + _IMAGES_AT_ONCE]})
+            for start in range(0, len(images), _IMAGES_AT_ONCE)
+        ]
+        return np.concatenate(parts)
+
+    def embeddings(self, ids: Integers) -> Floats:
+        """float32 [B, L, D] of token ids [B, L]. Raises EngineError."""
+        return self._run("embed", {"input_ids": ids})
+
+    def decoder(self) -> OrtDecoder:
+        """A decoder that has read nothing yet."""
+        return OrtDecoder(self._ort, self._session("decoder"), self, self._place)
+
+    def run_bound(self, name: str, binding: Any) -> None:
+        """Run a session with what is bound. Raises EngineError."""
+        try:
+            self._session(name).run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise EngineError(f"the captioner's {name} graph failed: {one_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the sessions; later calls raise EngineError."""
+        self._sessions = {}
+
+    def _session(self, name: str) -> Any:
+        if name not in self._sessions:
+            raise EngineError("this captioner is closed")
+        return self._sessions[name]
+
+    def _run(self, name: str, feeds: dict[str, Any]) -> Floats:
+        session = self._session(name)
+        try:
+            value: Floats = session.run(None, feeds)[0]
+        except Exception as error:  # as above
+            raise EngineError(f"the captioner's {name} graph failed: {one_line(error)}") from error
+        return value
+
+
+class OrtDecoder:
+    """The decoder with the keys and values of one batch: see `generate.Decoder`."""
+
+    def __init__(self, ort: Any, session: Any, sessions: CaptionerSessions, place: tuple[str, int]):
+        self._ort = ort
+        self._session = session
+        self._sessions = sessions
+        self._place = place
+        shape = sessions.bundle.cache
+        self._names = [
+            f"{layer}.{kind}" for layer in range(shape.layers) for kind in ("key", "value")
+        ]
+        self._past: list[Any] = []
+        self._recent: list[Any] = []
+        self._mask: Integers = np.ones((0, 0), np.int64)
+        self._length = 0
+        self._next: Integers = np.zeros(0, np.int64)
+
+    def start(self, embeddings: Floats, mask: Integers, new_tokens: int) -> Floats:
+        """Read the prompts; see `generate.Decoder`."""
+        shape = self._sessions.bundle.cache
+        batch, length = mask.shape
+        # The graph wants a past of one place at least: of a prompt it is one that nobody sees.
+        self._mask = np.zeros((batch, 1 + length), np.int64)
+        self._mask[:, 1:] = mask
+        self._length = 1 + length
+        nothing = np.zeros((batch, shape.heads, 1, shape.width), shape.dtype)
+        self._past = [self._value(nothing) for _ in self._names]
+        self._recent = self._empty(batch)
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        logits = self._run(self._value(np.ascontiguousarray(embeddings)), positions)
+        self._past, self._recent = self._recent, self._empty(batch)
+        self._mask = np.ones((batch, length + new_tokens), np.int64)
+        self._mask[:, :length] = mask
+        self._length = length
+        self._next = mask.sum(axis=1)
+        return logits
+
+    def step(self, ids: Integers) -> Floats:
+        """Read one more token of each text; see `generate.Decoder`."""
+        positions = self._next[:, None]
+        self._next = self._next + 1
+        self._length += 1
+        return self._run(self._value(self._sessions.embeddings(ids[:, None])), positions)
+
+    def keep(self, rows: Integers) -> bool:
+        """Go on with these rows: on the CPU, where keys and values can be picked out."""
+        if self._place[0] != "cpu":
+            return False
+        self._past = [self._value(value.numpy()[rows]) for value in self._past]
+        self._recent = [self._value(value.numpy()[rows]) for value in self._recent]
+        self._mask, self._next = self._mask[rows], self._next[rows]
+        return True
+
+    def _run(self, embeddings: Any, positions: Integers) -> Floats:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("inputs_embeds", embeddings)
+        mask = np.ascontiguousarray(self._mask[:, : self._length])
+        binding.bind_cpu_input("attention_mask", mask)
+        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions))
+        for name, past, recent in zip(self._names, self._past, self._recent, strict=True):
+            binding.bind_ortvalue_input(f"past_key_values.{name}", past)
+            binding.bind_ortvalue_input(f"recent.{name}", recent)
+        binding.bind_output("logits", "cpu")
+        for name in self._names:
+            binding.bind_output(f"present.{name}", *self._place)
+        self._sessions.run_bound("decoder", binding)
+        logits, *self._recent = binding.get_outputs()
+        result: Floats = logits.numpy().astype(np.float32, copy=False)
+        return result
+
+    def _empty(self, batch: int) -> list[Any]:
+        shape = self._sessions.bundle.cache
+        empty = np.zeros((batch, shape.heads, 0, shape.width), shape.dtype)
+        return [self._value(empty) for _ in self._names]
+
+    def _value(self, array: Any) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array, *self._place)

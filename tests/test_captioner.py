@@ -1,0 +1,279 @@
+"""The captioner against transformers: the same tokens, without torch or transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from memcli.captioning.bundle import CaptionerBundle, read_captioner
+from memcli.captioning.captioner import Captioner
+from memcli.captioning.sessions import CaptionerSessions
+from memcli.errors import ModelError
+from tests.tiny_smolvlm import SHAPES, Shape, make_smolvlm, processor_of
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxruntime")
+
+NEW_TOKENS = 64
+QUESTIONS = ("Describe the video in one sentence.", "what is in the frames? 3 words, é")
+
+Clip = npt.NDArray[np.uint8]
+
+_RUN = """
+import json, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "PIL", "jinja2"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Block())
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from memcli.captioning.bundle import read_captioner
+from memcli.captioning.captioner import Captioner
+from memcli.captioning.sessions import CaptionerSessions
+
+found = {}
+for folder in map(Path, sys.argv[2:]):
+    bundle = read_captioner(folder)
+    bundle = replace(bundle, generation=replace(bundle.generation, loop_ngram=0))
+    arrays = np.load(sys.argv[1])
+    clips = [arrays[name] for name in arrays.files]
+    with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
+        together = captioner.caption(clips)
+        alone = [captioner.caption([clip])[0] for clip in clips]
+    found[folder.name] = [[list(one.tokens) for one in many] for many in (together, alone)]
+assert not {"torch", "transformers", "PIL", "jinja2"} & set(sys.modules)
+print(json.dumps(found))
+"""
+
+
+_SIZES = ((4, 82, 70), (3, 47, 29), (2, 34, 28), (1, 38, 24), (2, 41, 67), (3, 26, 99))
+"""Frames, height, width: wide, high, smaller and larger than the tower's images. The height never
+shrinks by more than twice what the width does: Pillow 13 takes such frames in another order."""
+
+
+def random_clips(seed: int = 0) -> list[Clip]:
+    """A clip of noise of each size."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _SIZES]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, CaptionerBundle]]:
+    """Checkpoint and captioner of every tiny shape."""
+    from memcli.export.captioner import export_captioner
+    from memcli.export.captioner_checkpoint import locate_captioner
+
+    root = tmp_path_factory.mktemp("captioners")
+    found = {}
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        folder = make_smolvlm(root / f"{name}-checkpoint", shape, seed=number)
+        bundle = export_captioner(
+            locate_captioner(str(folder)),
+            question=QUESTIONS[number % 2],
+            frames=2,
+            target=root / name,
+        )
+        found[name] = folder, bundle
+    return found
+
+
+def original(
+    folder: Path, bundle: CaptionerBundle, clips: list[Clip]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompt ids of transformers' processor and greedy tokens of its `generate`, to the stop."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(
+        str(folder), torch_dtype=torch.float32
+    ).eval()
+    processor = processor_of(folder)
+    shape = SHAPES[bundle.folder.name]
+    longest = shape.longest_edge if shape.splitting else shape.image
+    prompts, texts = [], []
+    for clip in clips:
+        content: list[dict[str, Any]] = [{"type": "image", "image": frame} for frame in clip]
+        content.append({"type": "text", "text": bundle.question})
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            do_image_splitting=shape.splitting,
+            size={"longest_edge": longest},
+        )
+        with torch.inference_mode():
+            found = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        prompts.append(inputs["input_ids"][0].tolist())
+        new = found[0, len(prompts[-1]) :].tolist()
+        stop = next((i for i, one in enumerate(new) if one in bundle.generation.stop), len(new))
+        texts.append(new[:stop])
+    return prompts, texts
+
+
+def test_tokens_are_those_of_generate_without_torch(
+    made: dict[str, tuple[Path, CaptionerBundle]], tmp_path: Path
+) -> None:
+    clips = random_clips()
+    np.savez(tmp_path / "clips.npz", *clips)
+    folders = [str(bundle.folder) for _, bundle in made.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(tmp_path / "clips.npz"), *folders],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    lengths = set()
+    for name, (folder, bundle) in made.items():
+        prompts, texts = original(folder, bundle, clips)
+        together, alone = found[name]
+        assert together == texts, name
+        assert alone == texts, name
+        with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
+            ours = [captioner.prompt_ids([captioner.tiles(clip)] * len(clip)) for clip in clips]
+        assert ours == prompts, name
+        lengths |= {len(text) for text in texts}
+    assert NEW_TOKENS in lengths  # some were cut, and others stopped before
+    assert len(lengths) > 6
+
+
+def test_batches_are_bounded_by_their_prompts(
+    made: dict[str, tuple[Path, CaptionerBundle]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memcli.captioning import captioner as module
+
+    _, bundle = made["grouped"]
+    clips = random_clips(1)
+    with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
+        sizes: list[int] = []
+        answer = captioner._answer
+        monkeypatch.setattr(
+            captioner, "_answer", lambda prompts: (sizes.append(len(prompts)), answer(prompts))[1]
+        )
+        whole = captioner.caption(clips)
+        few = captioner.caption(clips, batch_size=2)
+        monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 1)
+        single = captioner.caption(clips)
+    assert whole == few == single
+    assert sizes == [6, 2, 2, 2, *[1] * 6]
+
+
+def test_text_is_that_of_the_tokens_and_long_ones_are_marked(
+    made: dict[str, tuple[Path, CaptionerBundle]],
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder, bundle = made["old-file"]
+    own = AutoTokenizer.from_pretrained(str(folder))
+    clips = random_clips(2)
+    short = replace(bundle, generation=replace(bundle.generation, max_new_tokens=5))
+    with Captioner(short, CaptionerSessions(short, threads=1)) as captioner:
+        captions = captioner.caption(clips)
+    for caption in captions:
+        assert len(caption.tokens) == 5 or not caption.cut
+        text = own.decode(caption.tokens, skip_special_tokens=True).strip()
+        assert caption.text == text
+    assert any(caption.cut for caption in captions)
+
+
+def test_a_loop_ends_the_text(tmp_path: Path) -> None:
+    """A head whose bias-free logits hardly depend on the text says one thing again and again."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from memcli.export.captioner import export_captioner
+    from memcli.export.captioner_checkpoint import locate_captioner
+
+    folder = make_smolvlm(tmp_path / "checkpoint", Shape(stops=0))
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights["model.text_model.embed_tokens.weight"]
+    embeddings[:] = embeddings[60]  # whatever was said, the next token reads the same
+    weights["model.text_model.norm.weight"][:] = 0
+    weights["model.text_model.norm.weight"][0] = 1
+    weights["lm_head.weight"] = torch.zeros_like(weights["lm_head.weight"])
+    weights["lm_head.weight"][70, 0], weights["lm_head.weight"][71, 0] = 1, -1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    bundle = export_captioner(locate_captioner(str(folder)), frames=1, target=tmp_path / "looping")
+    with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
+        (caption,) = captioner.caption(random_clips()[:1])
+    assert caption.looping
+    assert not caption.cut
+    assert 0 < len(caption.tokens) < 12
+
+
+def test_wrong_clips_are_refused(made: dict[str, tuple[Path, CaptionerBundle]]) -> None:
+    _, bundle = made["grouped"]
+    with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
+        for clip in (
+            np.zeros((2, 8, 8, 3), np.float32),
+            np.zeros((8, 8, 3), np.uint8),
+            np.zeros((0, 8, 8, 3), np.uint8),
+            np.zeros((1, 8, 8, 4), np.uint8),
+        ):
+            with pytest.raises(ModelError, match="uint8"):
+                captioner.caption([clip])
+        assert captioner.caption([]) == []
+
+
+def test_damaged_captioners_are_refused(
+    made: dict[str, tuple[Path, CaptionerBundle]], tmp_path: Path
+) -> None:
+    import shutil
+
+    _, bundle = made["grouped"]
+    with pytest.raises(ModelError, match="memcli export captioner"):
+        read_captioner(tmp_path)
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle.folder, folder)
+    data = bytearray((folder / "decoder.bin").read_bytes())
+    data[100] ^= 1
+    (folder / "decoder.bin").write_bytes(data)
+    with pytest.raises(ModelError, match="SHA-256"):
+        read_captioner(folder)
+    manifest = json.loads((folder / "captioner.json").read_text())
+    for change in (
+        {"schema": 99},
+        {"files": {**manifest["files"], "../evil": "0" * 64}},
+        {"files": {}},
+        {"frames": 0},
+        {"images": {**manifest["images"], "side": 10**9}},
+        {"cache": {**manifest["cache"], "layers": -1}},
+        {"generation": {"stop": "x"}},
+        {"prompt": {**manifest["prompt"], "prefix": 3}},
+        {"precision": "fp7"},
+    ):
+        (folder / "captioner.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ModelError):
+            read_captioner(folder, check=False)
+    (folder / "captioner.json").write_text("{")
+    with pytest.raises(ModelError, match="JSON"):
+        read_captioner(folder)
+
+
+def test_the_hash_changes_with_what_decides(
+    made: dict[str, tuple[Path, CaptionerBundle]],
+) -> None:
+    _, bundle = made["grouped"]
+    assert bundle.hash == replace(bundle, name="other", parity={}).hash
+    others = [
+        replace(bundle, generation=replace(bundle.generation, max_new_tokens=5)),
+        replace(bundle, prompt=replace(bundle.prompt, suffix="?")),
+        replace(bundle, frames=3),
+        replace(bundle, files={**bundle.files, "decoder.bin": "0" * 64}),
+    ]
+    assert len({bundle.hash, *(other.hash for other in others)}) == 5

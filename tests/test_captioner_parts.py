@@ -1,0 +1,217 @@
+"""Parts of the captioner: pixels, prompts, loops, and what the export refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memcli.captioning.generate import Generated, GenerationRules, generate, loop_length
+from memcli.captioning.images import ImageRules, prepare_clip, resize, tiles_of
+from memcli.errors import EngineError, ModelError, UsageError
+from tests.tiny_smolvlm import IMAGE, IMAGE_TOKENS, TEMPLATES, Shape, put_template, tokenizer
+
+FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(FILTERS)),
+    st.tuples(*[st.integers(1, 90)] * 4),
+    st.integers(0, 2**16),
+)
+def test_pixels_are_pillows(name: str, sizes: tuple[int, int, int, int], seed: int) -> None:
+    """Width, then height: in two calls, since Pillow 13 may do the height first in one."""
+    image = pytest.importorskip("PIL.Image")
+    height, width, new_height, new_width = sizes
+    random = np.random.default_rng(seed)
+    array = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    theirs = image.fromarray(array).resize((new_width, height), FILTERS[name])
+    theirs = theirs.resize((new_width, new_height), FILTERS[name])
+    assert (np.asarray(theirs) == resize(array, new_height, new_width, name)).all()
+
+
+@pytest.mark.parametrize("splitting", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width"), [(20, 30), (64, 64), (36, 100), (90, 160), (100, 80), (33, 31), (7, 200)]
+)
+def test_frames_are_those_of_the_image_processor(splitting: bool, height: int, width: int) -> None:
+    pytest.importorskip("PIL")
+    pytest.importorskip("transformers")
+    from memcli.export.captioner import _image_processor
+
+    rules = ImageRules(IMAGE, 2 * IMAGE, splitting, "lanczos")
+    random = np.random.default_rng(height)
+    clip = random.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    theirs = _image_processor(rules)(
+        [list(clip)],
+        size={"longest_edge": rules.longest},
+        do_image_splitting=splitting,
+        do_rescale=False,
+        do_normalize=False,
+        return_row_col_info=True,
+        return_tensors="np",
+    )
+    ours, grid = prepare_clip(clip, rules)
+    assert grid == tiles_of(height, width, rules)
+    assert [list(theirs["rows"][0]), list(theirs["cols"][0])] == [[grid[0]] * 2, [grid[1]] * 2]
+    assert (ours == theirs["pixel_values"][0].transpose(0, 2, 3, 1)).all()
+
+
+def _checkpoint(folder: Path) -> Any:
+    """The tokenizer of a folder with nothing but what the prompt needs."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps({"image_seq_len": IMAGE_TOKENS}))
+    return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "numbered"])
+@pytest.mark.parametrize("splitting", [False, True])
+def test_prompts_are_those_of_the_processor(name: str, splitting: bool, tmp_path: Path) -> None:
+    """Every version of the template, against transformers' SmolVLMProcessor."""
+    own = _checkpoint(tmp_path)
+    from memcli.captioning.prompt import PromptTokenizer
+    from memcli.export.captioner_prompt import check_prompt, prompt_rules
+    from tests.tiny_smolvlm import _write_settings, processor_of
+
+    _write_settings(tmp_path, Shape(template=name))
+    rules = prompt_rules(tmp_path, own, "What is it?", IMAGE_TOKENS)
+    ours = PromptTokenizer(tmp_path / "tokenizer.json", rules)
+    assert check_prompt(rules, own, ours) == 8
+    processor = processor_of(tmp_path)
+    for count in (1, 2, 5):
+        content: list[dict[str, Any]] = [
+            {"type": "image", "image": np.zeros((30, 40, 3), np.uint8)} for _ in range(count)
+        ]
+        content.append({"type": "text", "text": "What is it?"})
+        theirs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            do_image_splitting=splitting,
+        )["input_ids"][0]
+        tiles = tiles_of(30, 40, ImageRules(IMAGE, 2 * IMAGE, splitting, "lanczos"))
+        assert ours.encode([tiles] * count) == list(theirs)
+
+
+def test_templates_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    own = _checkpoint(tmp_path)
+    from memcli.export.captioner_prompt import prompt_rules
+
+    for template, words in (
+        (TEMPLATES["numbered"], "alike"),
+        ("{{ 1/0 }}", "fails"),
+        ("{% for", "fails"),
+        ("nothing of it", "alike"),
+    ):
+        put_template(tmp_path, template)
+        with pytest.raises(ModelError, match=words):
+            prompt_rules(tmp_path, own, "What is it?", 4)
+    put_template(tmp_path, TEMPLATES["smolvlm"])
+    with pytest.raises(ModelError, match="<image>"):
+        prompt_rules(tmp_path, own, "What is <image>?", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ([], 0),
+        ([1] * 11, 0),
+        ([5, *[1] * 12], 11),
+        ([1, 2] * 5, 0),
+        ([9, *[1, 2] * 6], 10),
+        ([1, 2, 3, 4, 5, 6, 7, 8] * 3, 16),
+        ([1, 2, 3, 4, 5, 6, 7, 8] * 2, 0),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 3, 0),
+    ],
+)
+def test_loops(text: list[int], length: int) -> None:
+    assert loop_length(text, 8) == length
+
+
+class _Script:
+    """A decoder that says what it is told, and counts what it was asked."""
+
+    def __init__(self, texts: list[list[int]], keeps: bool = True):
+        self.texts = texts
+        self.keeps = keeps
+        self.place = 0
+        self.rows = list(range(len(texts)))
+        self.sizes: list[int] = []
+
+    def start(self, embeddings: Any, mask: Any, new_tokens: int) -> Any:
+        return self._logits()
+
+    def step(self, ids: Any) -> Any:
+        for row, one in zip(self.rows, ids, strict=True):
+            assert self.place >= len(self.texts[row]) or one == self.texts[row][self.place]
+        self.place += 1
+        self.sizes.append(len(ids))
+        return self._logits()
+
+    def keep(self, rows: Any) -> bool:
+        if self.keeps:
+            self.rows = [self.rows[one] for one in rows]
+        return self.keeps
+
+    def _logits(self) -> Any:
+        logits = np.zeros((len(self.rows), 50), np.float32)
+        for place, row in enumerate(self.rows):
+            text = self.texts[row]
+            logits[place, text[self.place] if self.place < len(text) else 0] = 1
+        return logits
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_each_text_ends_for_itself(keeps: bool) -> None:
+    texts = [[1, 2, 49], [3, 49], [4, *range(5, 15)], [49], [7] * 20, [8, 9, 49]]
+    script = _Script(texts, keeps)
+    rules = GenerationRules(16, (49, 48))
+    found = generate(script, np.zeros((6, 2, 3)), np.ones((6, 2), np.int64), rules)
+    assert found[:2] == [Generated((1, 2), False, False), Generated((3,), False, False)]
+    assert found[2] == Generated((4, *range(5, 15), *[0] * 5), False, True)
+    assert found[3] == Generated((), False, False)
+    assert found[4] == Generated((7,), True, False)
+    assert found[5] == Generated((8, 9), False, False)
+    assert min(script.sizes) == (1 if keeps else 6)
+
+
+def test_numbers_that_are_none_are_an_error() -> None:
+    class Broken(_Script):
+        def _logits(self) -> Any:
+            return np.full((1, 50), np.nan, np.float32)
+
+    with pytest.raises(EngineError, match="NaN"):
+        generate(
+            Broken([[1]]), np.zeros((1, 2, 3)), np.ones((1, 2), np.int64), GenerationRules(4, (1,))
+        )
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from memcli.export.captioner_checkpoint import generation_rules, image_rules, locate_captioner
+
+    with pytest.raises(UsageError, match="neither"):
+        locate_captioner("../nothing/here")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        locate_captioner(str(tmp_path))
+    with pytest.raises(ModelError, match="--offline"):
+        locate_captioner("nobody/nothing", offline=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3, "num_beams": 4}')
+    with pytest.raises(ModelError, match="num_beams"):
+        generation_rules(tmp_path, 8)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 5, 3]}')
+    assert generation_rules(tmp_path, 8) == GenerationRules(8, (3, 5))
+    for text in ('{"size": {"height": 5}}', '{"max_image_size": {"longest_edge": 0}}', "[]"):
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        with pytest.raises(ModelError):
+            image_rules(tmp_path)

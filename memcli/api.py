@@ -29,7 +29,8 @@ def score(
     is fetched once). `settings` are the fields of `memcli.scoring.ScoreSettings`, e.g.
     `frames=16, curve=True, device="cpu", precision="fp32"`. `captions`, for models that read them,
     is a file as for `--captions`, or a mapping from a path, file name or name without ending to
-    one caption or several. `report` is told in words what happens
+    one caption or several; without, they are taken from beside the videos or made by a captioner
+    (`caption_mode`, `captioner`). `report` is told in words what happens
     before the first row. Nothing is written but the cache.
 
     A video that cannot be scored yields a row with `status == "failed"` and the reason; errors that
@@ -38,8 +39,8 @@ def score(
     """
     from memcli.captions import captions_from
     from memcli.models import DEFAULT_MODEL
+    from memcli.opening import open_scorer
     from memcli.scoring import ScoreSettings
-    from memcli.store import open_scorer
 
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     sources = collect(listed)
@@ -47,7 +48,7 @@ def score(
         settings["captions"] = captions_from(captions)
     wanted = ScoreSettings(model=model or DEFAULT_MODEL, **settings)
     with (
-        open_scorer(wanted, report or _silent) as scorer,
+        open_scorer(wanted, report or _silent, [source.path for source in sources.items]) as scorer,
         closing(scorer.score(sources.items)) as rows,
     ):
         decoding = scorer.choose_decoder(lambda: [source.path for source in sources.items])

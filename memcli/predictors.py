@@ -277,7 +277,7 @@ class BundlePredictor:
 
     def predict(self, dataset: Dataset, items: Sequence[Item], target: str) -> Predictions:
         """Scores of items that have a `target`."""
-        from memcli.store import open_scorer
+        from memcli.opening import open_scorer
 
         left_out = _LeftOut(items, dataset.root)
         left_out.add(inputs.missing_inputs(items, self.spec))

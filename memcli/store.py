@@ -34,7 +34,7 @@ from memcli.models import DEFAULT_MODEL, MODELS, get_model
 from memcli.spec import ModelSpec, is_model_name
 
 if TYPE_CHECKING:
-    from memcli.scoring import Scorer, ScoreSettings
+    pass
 
 Report = Callable[[str], None]
 ARCHIVE_SUFFIX = ".memcli"
@@ -416,34 +416,3 @@ def _unpack(source: Path, target: Path) -> None:
         raise  # some are OSErrors too
     except (*ZIP_ERRORS, OSError) as error:
         raise ModelError(f"not a readable bundle file: {error}", where=str(source)) from error
-
-
-def open_scorer(settings: ScoreSettings, report: Report) -> Scorer:
-    """Open a model on the engine that fits `settings`, fetching the model if need be.
-
-    Raises UsageError, ModelError, EngineError, DeviceError or MissingDependencyError.
-    """
-    from memcli.engines.candidates import TENSORRT
-    from memcli.engines.loading import installed_runtimes, installed_tensorrt, no_runtime_error
-    from memcli.engines.select import open_engine
-    from memcli.kinds import require_videos_by_name
-    from memcli.scoring import Scorer, check_settings
-
-    require_videos_by_name(settings.model)
-    if not installed_runtimes() and not any(map(installed_tensorrt, TENSORRT)):
-        raise no_runtime_error()  # before a model is fetched that nothing here could run
-    bundle = ensure(settings.model, offline=settings.offline, report=report)
-    check_settings(settings, bundle.spec)
-    selection = open_engine(
-        bundle,
-        engine=settings.engine,
-        device=settings.device,
-        precision=settings.precision,
-        threads=settings.threads,
-        report=report,
-    )
-    try:
-        return Scorer(settings, bundle, selection)
-    except BaseException:
-        selection.engine.close()
-        raise

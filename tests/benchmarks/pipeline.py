@@ -165,8 +165,9 @@ def overlap(arguments: argparse.Namespace, scratch: Path) -> tuple[list[Figure],
     from memcli import benchmark
     from memcli.inputs import collect
     from memcli.models import DEFAULT_MODEL
+    from memcli.opening import open_scorer
     from memcli.scoring import ScoreSettings
-    from memcli.store import is_installed, open_scorer
+    from memcli.store import is_installed
 
     model = arguments.model or (DEFAULT_MODEL if is_installed(DEFAULT_MODEL) else None)
     if model is None:

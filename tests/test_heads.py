@@ -244,8 +244,12 @@ def test_no_caption_is_no_score(
     frames = None if frame_dim is None else features(B, T, frame_dim)
     mask = a_mask()
     mask[2] = 0
-    score = run(head, frames, features(B, C, text_dim), mask).score
-    assert score.isnan().tolist() == [False, False, True]
+    scores = run(head, frames, features(B, C, text_dim), mask)
+    if kind == "LateFusion":  # its frames have a score of their own
+        torch.testing.assert_close(scores.score[2], scores.branches[0][2])
+        assert (scores.score[:2] - scores.branches[0][:2]).abs().min() > 1e-5
+    else:
+        assert scores.score.isnan().tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(("kind", "options", "frame_dim", "text_dim"), CAPTIONED)

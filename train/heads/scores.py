@@ -15,7 +15,8 @@ class Scores:
     """The prediction of a head for a batch of B videos."""
 
     score: Tensor
-    """[B], in [0, 1]; NaN for a video that has no caption where the head reads captions."""
+    """[B], in [0, 1]; NaN for a video that has no caption where the head reads captions, but of
+    LateFusion, whose frames have a score of their own, that one."""
     frame_scores: Tensor | None
     """[B, T], in [0, 1], of heads that score each frame by itself."""
     branches: tuple[Tensor, ...]

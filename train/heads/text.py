@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memcli.train.heads.scores import (
@@ -55,6 +56,8 @@ class TextPerceptron(nn.Module):
 class LateFusion(nn.Module):
     """alpha times the score of the frames plus (1 - alpha) times that of the captions.
 
+    A video without a caption has the frames' score alone.
+
     Both branches are trained on their own loss, as in the paper, where the two are models of
     their own and alpha is fixed afterwards (0.7, by cross-validation). Beside `alpha`, its options
     are those of its parts.
@@ -85,4 +88,7 @@ class LateFusion(nn.Module):
         """Frames [B, T, Df], captions [B, C, Dt], mask [B, C] or None -> Scores, two branches."""
         vision = self.vision(needed(frames, "frames", "LateFusion")).score
         text = self.text(None, captions, caption_mask).score
-        return Scores(self.alpha * vision + (1 - self.alpha) * text, None, (vision, text))
+        score = self.alpha * vision + (1 - self.alpha) * text
+        if caption_mask is not None:
+            score = torch.where(caption_mask.amax(dim=1) > 0, score, vision)
+        return Scores(score, None, (vision, text))

@@ -102,6 +102,10 @@ class Captions:
             )
         return self.entries[found[0]]
 
+    def fitting(self, video: str) -> list[str]:
+        """Names in the file that fit a video's path equally well."""
+        return self._find(video)
+
     def unused(self, videos: Iterable[str]) -> list[str]:
         """Names in the file that none of these videos' paths fits."""
         used = {key for video in videos for key in self._find(video)}

@@ -14,6 +14,7 @@ from memcli import __version__
 COMMANDS = {
     "score": "Score the memorability of videos.",
     "eeg": "Recognition from EEG: how probable it is that a clip was recognised.",
+    "caption": "Describe videos in words, with a captioner on this machine.",
     "models": "List, fetch, add and remove models.",
     "train": "Train a model of the papers on a dataset.",
     "evaluate": "Measure a trained or installed model on a dataset.",

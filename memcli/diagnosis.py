@@ -46,6 +46,7 @@ def examine() -> dict[str, Any]:
         "extras": _guarded(_extras),
         "storage": _guarded(_storage),
         "models": models,
+        "captioners": _guarded(lambda: {"installed": _captioners()}),
         "score": _guarded(lambda: _score(models.get("installed", []))),
     }
 
@@ -138,6 +139,7 @@ def _storage() -> dict[str, Any]:
         "writable": os.access(existing, os.W_OK | os.X_OK) and existing.is_dir(),
         "bundles_bytes": _size(home.bundles_dir()),
         "cache_bytes": _size(home.cache_dir("")),
+        "captions_bytes": _size(home.home() / "captions"),
         "free_bytes": shutil.disk_usage(existing).free,
     }
 
@@ -161,6 +163,32 @@ def _models(packages: dict[str, Package]) -> list[dict[str, Any]]:
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [path.name for path in paths if not path.name.startswith(".")]
     return [_model(name, packages) for name in names if is_installed(name)]
+
+
+def _captioners() -> list[dict[str, Any]]:
+    from memcli.captioning.bundle import captioners_dir, read_captioner
+    from memcli.captioning.choice import bundle_bytes
+
+    folder = captioners_dir()
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        entry: dict[str, Any] = {"captioner": path.name, "problem": None}
+        try:
+            bundle = read_captioner(path, check=False)
+            entry |= {
+                "hash": bundle.hash,
+                "precision": bundle.precision,
+                "size_bytes": bundle_bytes(bundle),
+                "license": bundle.licence,
+                "question": bundle.question,
+            }
+        except Exception as error:
+            entry["problem"] = str(error)
+        found.append(entry)
+    return found
 
 
 def _model(name: str, packages: dict[str, Package]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Decode workers -> bounded queue -> batches -> engine, all overlapped.
 
+A `Stage` may stand between them, for clips that want it: captions are made there.
+
 Generic over what a worker reads and an engine scores, so that it can be tested with neither. Every
 source yields exactly one outcome, whatever happens to it; outcomes come in order of completion.
 """
@@ -11,7 +13,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from memcli.errors import VideoError, VideoErrorCode
@@ -39,6 +42,17 @@ class Outcome(Generic[S, R]):
     """This clip's share of its batch's time in the engine."""
 
 
+@dataclass(frozen=True)
+class Stage(Generic[C]):
+    """Work on several clips at once, between reading and the engine, in a thread of its own."""
+
+    wants: Callable[[C], bool]
+    """Clips that do not need it go straight to the engine."""
+    work: Callable[[Sequence[C], Callable[[], bool]], Sequence[C | VideoError]]
+    """What becomes of each clip. The second argument turns true when the run ends early."""
+    batch_size: int
+
+
 @dataclass
 class Stats:
     """Where the time went."""
@@ -49,6 +63,8 @@ class Stats:
     engine_busy_s: float = 0.0
     workers: int = 0
     batches: int = 0
+    stage_busy_s: float = 0.0
+    """Of the stage between reading and the engine, e.g. the captioner."""
 
     @property
     def elapsed_s(self) -> float:
@@ -56,10 +72,15 @@ class Stats:
 
     @property
     def bottleneck(self) -> str | None:
-        """`engine` or `decode`: the stage that needs more time. None before any batch."""
+        """`engine`, `captions` or `decode`: what needs most time. None before any batch."""
         if not self.batches:
             return None
-        return "decode" if self.decode_busy_s / self.workers > self.engine_busy_s else "engine"
+        busy = {
+            "engine": self.engine_busy_s,
+            "captions": self.stage_busy_s,
+            "decode": self.decode_busy_s / self.workers,
+        }
+        return max(busy, key=busy.__getitem__)
 
 
 @dataclass
@@ -108,6 +129,7 @@ class Pipeline(Generic[S, C, R]):
         batch_size: int = 1,
         file_timeout_s: float | None = None,
         grace_s: float = _WATCHDOG_GRACE_S,
+        stage: Stage[C] | None = None,
     ):
         self._read = read
         self._infer = infer
@@ -116,8 +138,11 @@ class Pipeline(Generic[S, C, R]):
         self._timeout_s = file_timeout_s
         self._grace_s = grace_s
         self._next_watch = 0.0
+        self._stage = stage
+        self._staged: queue.SimpleQueue[_Decoded[S, C]] = queue.SimpleQueue()
         # A batch must be able to fill while the workers prepare the next.
-        self._slots = threading.Semaphore(max(queue_size, self._batch_size + self._workers))
+        least = self._batch_size + self._workers + (stage.batch_size if stage else 0)
+        self._slots = threading.Semaphore(max(queue_size, least))
         self._decoded: queue.SimpleQueue[_Decoded[S, C]] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome[S, R] | BaseException] = queue.SimpleQueue()
         self._tasks: dict[int, _Task[S]] = {}
@@ -126,6 +151,11 @@ class Pipeline(Generic[S, C, R]):
         self._cancel = threading.Event()
         self.stats = Stats(workers=self._workers)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run has ended early, for an `infer` that takes long."""
+        return self._cancel.is_set()
+
     def run(self, sources: Iterable[S]) -> Generator[Outcome[S, R], None, None]:
         """One outcome per source. Closing the iterator ends the run; an exception of `infer`
         ends it too and is raised here."""
@@ -133,8 +163,12 @@ class Pipeline(Generic[S, C, R]):
         self._exhausted = False
         self._taken = given = 0
         self.stats.started = time.monotonic()
-        engine = threading.Thread(target=self._run_engine, name="engine", daemon=True)
-        engine.start()
+        threads = [threading.Thread(target=self._run_engine, name="engine", daemon=True)]
+        if self._stage is not None:
+            work = partial(self._run_stage, self._stage)
+            threads.append(threading.Thread(target=work, name="stage", daemon=True))
+        for thread in threads:
+            thread.start()
         for _ in range(self._workers):
             self._start_worker()
         try:
@@ -150,7 +184,8 @@ class Pipeline(Generic[S, C, R]):
                 yield outcome
         finally:
             self._cancel.set()
-            engine.join()
+            for thread in threads:
+                thread.join()
 
     def _start_worker(self) -> None:
         threading.Thread(target=self._run_worker, name="decode", daemon=True).start()
@@ -190,6 +225,8 @@ class Pipeline(Generic[S, C, R]):
             self._count(outcome.decode_s)
             if isinstance(outcome, Outcome):
                 self._outcomes.put(outcome)
+            elif self._stage is not None and self._stage.wants(outcome.clip):
+                self._staged.put(outcome)
             else:
                 self._decoded.put(outcome)
             with self._source_lock:
@@ -239,7 +276,7 @@ class Pipeline(Generic[S, C, R]):
 
     def _run_engine(self) -> None:
         try:
-            while batch := self._next_batch():
+            while batch := self._next_batch(self._decoded, self._batch_size):
                 started = time.monotonic()
                 results = self._infer([item.clip for item in batch])
                 seconds = time.monotonic() - started
@@ -258,12 +295,31 @@ class Pipeline(Generic[S, C, R]):
         except BaseException as error:
             self._outcomes.put(error)
 
-    def _next_batch(self) -> list[_Decoded[S, C]]:
+    def _run_stage(self, stage: Stage[C]) -> None:
+        try:
+            while batch := self._next_batch(self._staged, stage.batch_size):
+                started = time.monotonic()
+                results = stage.work([item.clip for item in batch], self._cancel.is_set)
+                self.stats.stage_busy_s += time.monotonic() - started
+                for item, result in zip(batch, results, strict=True):
+                    if isinstance(result, VideoError):
+                        self._outcomes.put(
+                            Outcome(item.source, error=result, decode_s=item.decode_s)
+                        )
+                    else:
+                        self._decoded.put(replace(item, clip=result))
+                del batch, results
+        except BaseException as error:
+            self._outcomes.put(error)
+
+    def _next_batch(
+        self, decoded: queue.SimpleQueue[_Decoded[S, C]], size: int
+    ) -> list[_Decoded[S, C]]:
         """Up to a batch of clips; fewer when none has come for a while, so that one slow file
         does not hold back the finished ones. Empty when the run is cancelled."""
         batch: list[_Decoded[S, C]] = []
-        while len(batch) < self._batch_size and not self._cancel.is_set():
-            item = _get(self._decoded, _LINGER_S if batch else _TICK_S)
+        while len(batch) < size and not self._cancel.is_set():
+            item = _get(decoded, _LINGER_S if batch else _TICK_S)
             if item is not None:
                 batch.append(item)
             elif batch:

@@ -229,6 +229,8 @@ def opening_lines(summary: Summary) -> list[str]:
     ]
     if summary.decoder_reason:
         lines.append(f"  decoder: {summary.decoder} ({summary.decoder_reason})")
+    if summary.captioner:
+        lines.append(f"  captioner: {summary.captioner}, for videos without captions")
     if summary.resumed:
         failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
         lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
@@ -244,9 +246,12 @@ def closing_lines(summary: Summary) -> list[str]:
     lines = [f"{', '.join(counts)} in {clock(summary.elapsed_s)}"]
     if summary.bottleneck:
         lines[0] += f" ({_speed(summary)})"
+        busy = summary.captioner_busy_s
+        captions = f" captioner {busy:.1f} s," if busy else ""
         lines.append(
             f"bottleneck: {summary.bottleneck} (engine busy {summary.engine_busy_s:.1f} s,"
-            f" decoding {summary.decode_busy_s:.1f} s over {plural(summary.workers, 'worker')})"
+            f"{captions} decoding {summary.decode_busy_s:.1f} s"
+            f" over {plural(summary.workers, 'worker')})"
         )
     if summary.decoder != "cpu" and (on_cpu := summary.decoded_by.get("cpu")):
         lines.append(f"decoder: {plural(on_cpu, 'video')} on the CPU, which NVDEC does not take")
@@ -260,6 +265,9 @@ def closing_lines(summary: Summary) -> list[str]:
     if summary.resumed_failed:
         count = plural(summary.resumed_failed, "video")
         lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+    if summary.caption_sources:
+        counts = [f"{count:,} {name}" for name, count in sorted(summary.caption_sources.items())]
+        lines.append(f"captions: {', '.join(counts)}")
     if summary.captions_cut:
         count = plural(summary.captions_cut, "caption")
         lines.append(f"cut: {count}, longer than the model reads")

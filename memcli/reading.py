@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from memcli.captioning.cache import MadeCaption
+from memcli.errors import VideoError, VideoErrorCode
 from memcli.spec import FramePrep, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from memcli.captions import CaptionSource
+    from memcli.caption_maker import CaptionFrames, CaptionMaker
+    from memcli.captioning.sources import CaptionFinder, Origin
     from memcli.engines.base import Array
     from memcli.engines.cuda import DeviceArray
+    from memcli.journal import FileIdentity
     from memcli.tokens import TokenBatch, Tokeniser
     from memcli.video import Clip
     from memcli.video.nvdec import Nvdec
@@ -30,6 +34,14 @@ class Prepared:
     captions: tuple[str, ...] = ()
     tokens: TokenBatch | None = None
     """Of one video: [1, C, L]."""
+    origin: Origin | None = None
+    """Where the captions are from; None for models that read none."""
+    wanted: CaptionFrames | None = None
+    """What the captioner is to see; None once there are captions."""
+    made: MadeCaption | None = None
+    """What the captioner said, also if that is of no use."""
+    problem: str | None = None
+    """Why there is no caption although there should be one."""
 
 
 class Reader:
@@ -41,29 +53,38 @@ class Reader:
         frames: int,
         sampling: Sampling,
         tokeniser: Tokeniser | None,
-        captions: CaptionSource | None,
+        finder: CaptionFinder | None,
+        maker: CaptionMaker | None = None,
     ):
-        """`prep` of None: no frames; `tokeniser` of None: no captions."""
+        """`prep` of None: no frames; `tokeniser` or `finder` of None: no captions; `maker` of None:
+        no captions but those that the finder finds."""
         self._prep = prep
         self._frames = frames
         self._sampling: Sampling = sampling
         self._tokeniser = tokeniser
-        self._captions = captions
+        self._finder = finder
+        self._maker = maker
         self.nvdec: Nvdec | None = None
         """Decodes the videos that it takes; None: the CPU decodes all."""
         self.captions_cut = 0
         """Captions so far that were longer than the model takes."""
 
-    def read(self, path: str, deadline: float | None, cancelled: Callable[[], bool]) -> Prepared:
-        """One video. Raises VideoError; a missing caption is noticed before frames are decoded."""
-        captions: tuple[str, ...] = ()
-        tokens = None
-        if self._tokeniser is not None and self._captions is not None:
+    def read(
+        self,
+        path: str,
+        deadline: float | None,
+        cancelled: Callable[[], bool],
+        identity: FileIdentity | None = None,
+    ) -> Prepared:
+        """One video, without captions but with what the captioner is to see (`wanted`) if they are
+        to be made. `identity` is the file's, for captions that are kept. Raises VideoError; a
+        missing caption is noticed before frames are decoded."""
+        video = Prepared(None)
+        if self._tokeniser is not None and self._finder is not None:
             _check_file(path)  # what is wrong with the file is said first
-            captions = self._captions.of(path)
-            tokens = self._tokeniser.encode([captions])
+            video = self._text(self._finder, path, deadline, cancelled, identity)
         if self._prep is None:
-            return Prepared(None, captions, tokens)
+            return video
         from memcli.video import read_clip
 
         clip = read_clip(
@@ -75,7 +96,60 @@ class Reader:
             cancelled=cancelled,
             nvdec=self.nvdec,
         )
-        return Prepared(clip, captions, tokens)
+        return replace(video, clip=clip)
+
+    def _text(
+        self,
+        finder: CaptionFinder,
+        path: str,
+        deadline: float | None,
+        cancelled: Callable[[], bool],
+        identity: FileIdentity | None,
+    ) -> Prepared:
+        found = finder.find(path)
+        if found is not None:
+            return self._said(Prepared(None, found.texts, origin=found.origin))
+        if self._maker is None:
+            raise finder.missing(path)
+        made = self._maker.read(path, identity, deadline, cancelled)
+        if not isinstance(made, MadeCaption):
+            return Prepared(None, wanted=made)
+        video = self._with(Prepared(None), made)
+        if isinstance(video, VideoError):
+            raise video
+        return video
+
+    def caption(
+        self, videos: Sequence[Prepared], cancelled: Callable[[], bool]
+    ) -> list[Prepared | VideoError]:
+        """Videos with the captions that they want; an error where the captioner gave none and the
+        model sees nothing else. One thread at a time."""
+        if self._maker is None:
+            raise AssertionError("videos want captions only where there is a captioner")
+        wanted = [video.wanted for video in videos if video.wanted is not None]
+        made = self._maker.make(wanted, cancelled)
+        return [self._with(video, one) for video, one in zip(videos, made, strict=True)]
+
+    def without_caption(self) -> Prepared:
+        """A video that has neither frames nor a caption."""
+        return self._said(Prepared(None))
+
+    def _with(self, video: Prepared, made: MadeCaption) -> Prepared | VideoError:
+        problem = made.problem
+        texts: tuple[str, ...] = (made.text,)
+        origin: Origin = "generated"
+        if problem is not None:
+            texts, origin = (), "none"
+            if self._prep is None:
+                return VideoError(VideoErrorCode.NO_CAPTION, problem)
+        return self._said(
+            replace(video, captions=texts, origin=origin, wanted=None, made=made, problem=problem)
+        )
+
+    def _said(self, video: Prepared) -> Prepared:
+        if self._tokeniser is None:
+            return video
+        return replace(video, tokens=self._tokeniser.encode([video.captions]))
 
     def feeds(self, videos: Sequence[Prepared]) -> dict[str, Array | DeviceArray]:
         """The graph's inputs of a batch of videos: `frames` uint8 [B, T, H, W, 3], on the GPU if

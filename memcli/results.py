@@ -104,6 +104,8 @@ class Row:
     frames_used: int | None = None
     """Distinct frames the score rests on."""
     caption: str | None = None
+    caption_source: str | None = None
+    """given, sidecar, generated or none; None of models that read no captions."""
     error_code: str | None = None
     error: str | None = None
     """Why it failed, or what is damaged in a partial one."""

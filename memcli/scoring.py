@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from memcli.captioning.sources import MODES, CaptionFinder, CaptionMode, Origin
 from memcli.captions import CaptionSource
 from memcli.closing import Closeable
 from memcli.decoding import DECODERS, DecoderChoice, Decoding, ProbeRequest, choose_decoder
@@ -16,7 +17,7 @@ from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.journal import FileIdentity
 from memcli.kinds import require_videos
-from memcli.pipeline import Outcome, Pipeline, Stats
+from memcli.pipeline import Outcome, Pipeline, Stage, Stats
 from memcli.reading import Prepared, Reader
 from memcli.results import Row, Status
 from memcli.spec import MAX_FRAMES, FramePrep, ModelSpec, Precision, Sampling
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from memcli.caption_maker import CaptionMaker
     from memcli.engines.base import EngineDescription, EngineName
     from memcli.engines.bundle import Bundle
     from memcli.engines.select import Selection
@@ -49,6 +51,10 @@ class ScoreSettings:
     """Frames per video; None: the model's own number."""
     captions: CaptionSource | None = None
     """For models that read them."""
+    caption_mode: CaptionMode | None = None
+    """Which captions such models read; None: `prefer`."""
+    captioner: str | None = None
+    """Name, folder or size of the captioner; None: the one that fits the device."""
     sampling: Sampling = "exact"
     curve: bool = False
     decoder: DecoderChoice = "auto"
@@ -71,6 +77,8 @@ class ScoreSettings:
             raise UsageError(f"{self.frames} frames per video; from 1 to {MAX_FRAMES} are possible")
         if self.decoder not in DECODERS:
             raise UsageError(f"no decoder {self.decoder!r}: choose {', '.join(DECODERS)}")
+        if self.caption_mode is not None and self.caption_mode not in MODES:
+            raise UsageError(f"no way to get captions {self.caption_mode!r}: {', '.join(MODES)}")
         for name in ("threads", "batch_size", "workers", "file_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -89,15 +97,23 @@ def check_settings(settings: ScoreSettings, spec: ModelSpec) -> None:
         raise UsageError(
             f"{spec.name} reads captions and looks at no frames", next_step="Leave out --frames"
         )
-    if spec.text is not None and settings.captions is None:
-        raise UsageError(
-            f"{spec.name} reads captions, and none were given",
-            next_step="Name a file of them: --captions FILE (CSV with columns path and caption)",
-        )
-    if spec.text is None and settings.captions is not None:
+    mode = settings.caption_mode
+    if spec.text is None and (
+        settings.captions is not None or settings.captioner or mode not in (None, "none")
+    ):
         raise UsageError(
             f"{spec.name} reads no captions",
-            next_step="Leave out --captions, or choose a model that does: memcli models",
+            next_step="Leave out --captions and --captioner, or choose a model that does:"
+            " memcli models",
+        )
+    if mode in ("generate", "none") and settings.captions is not None:
+        raise UsageError(f"--captions {mode} reads no file of captions", next_step="Leave one out")
+    if mode in ("require", "none") and settings.captioner:
+        raise UsageError(f"--captions {mode} uses no captioner", next_step="Leave one out")
+    if mode == "none" and spec.text is not None and spec.prep is None:
+        raise UsageError(
+            f"{spec.name} sees captions only, so that it needs some",
+            next_step="Leave out --captions none",
         )
 
 
@@ -115,6 +131,10 @@ class ScoredClip:
     frames_used: int | None = None
     damage: str | None = None
     decoder: str | None = None
+    origin: Origin | None = None
+    """Where the captions are from; None for models that read none."""
+    problem: str | None = None
+    """Why there is no caption although there should be one."""
 
 
 @dataclass
@@ -129,23 +149,33 @@ class _Item:
 class Scorer(Closeable):
     """An opened model. Use as a context manager, or call `close`."""
 
-    def __init__(self, settings: ScoreSettings, bundle: Bundle, selection: Selection):
-        """Raises UsageError for settings that this model cannot have, ModelError for a tokenizer
-        that cannot be used."""
+    def __init__(
+        self,
+        settings: ScoreSettings,
+        bundle: Bundle,
+        selection: Selection,
+        maker: CaptionMaker | None = None,
+    ):
+        """`maker` makes the captions that are not there; it is closed with this. Raises UsageError
+        for settings that this model cannot have, ModelError for a tokenizer that cannot be used."""
         check_settings(settings, bundle.spec)
         self.settings = settings
         self.bundle = bundle
         self.selection = selection
         self.frames = _frames(settings, bundle.prep)
         self.sampling = settings.sampling if bundle.prep is not None else NO_SAMPLING
+        self.maker = maker
         self._reader = Reader(
             bundle.prep,
             self.frames,
             settings.sampling,
             _tokeniser(bundle, selection),
-            settings.captions,
+            CaptionFinder(settings.captions, settings.caption_mode or "prefer"),
+            maker,
         )
         self.description: EngineDescription = selection.engine.describe()
+        lock = None if maker is None else maker.share(self.description.device)
+        self._turn: AbstractContextManager[Any] = lock or nullcontext()
         on_cpu = self.description.device == "cpu"
         # A CPU engine is busy for seconds with one clip: larger batches only cost memory there.
         one_by_one = on_cpu and bundle.prep is not None
@@ -175,6 +205,8 @@ class Scorer(Closeable):
         """Decode with this from now on."""
         self.decoding = decoding
         self._reader.nvdec = decoding.nvdec
+        if self.maker is not None:
+            self.maker.nvdec = decoding.nvdec
 
     @property
     def captions_cut(self) -> int:
@@ -182,8 +214,10 @@ class Scorer(Closeable):
         return self._reader.captions_cut
 
     def close(self) -> None:
-        """Release the engine."""
+        """Release the engine and the captioner."""
         self.selection.engine.close()
+        if self.maker is not None:
+            self.maker.close()
 
     def identity(self) -> dict[str, Any]:
         """What all rows of one table must have in common."""
@@ -195,9 +229,11 @@ class Scorer(Closeable):
             "frames": self.frames,
             "curve": self.settings.curve,
         }
-        if self.settings.captions is None:
-            return common
-        return {**common, "captions": self.settings.captions.digest}
+        if self.settings.captions is not None:
+            common["captions"] = self.settings.captions.digest
+        if self.bundle.spec.text is not None and self.settings.caption_mode not in (None, "prefer"):
+            common["caption_mode"] = self.settings.caption_mode
+        return common if self.maker is None else {**common, **self.maker.identity()}
 
     def score(
         self, sources: Iterable[Source]
@@ -208,8 +244,14 @@ class Scorer(Closeable):
         """
         # Two batches and a clip or two per worker keep every stage busy; more is only memory.
         queue_size = 2 * (self.batch_size + self.workers)
-        if self.bundle.prep is not None:
-            queue_size = min(_QUEUE_BYTES // self.bundle.prep.clip_bytes(self.frames), queue_size)
+        clip_bytes = 0 if self.bundle.prep is None else self.bundle.prep.clip_bytes(self.frames)
+        stage = None
+        if self.maker is not None:
+            stage = Stage(_wants_caption, self._reader.caption, self.maker.batch_size)
+            queue_size += 2 * stage.batch_size
+            clip_bytes += self.maker.clip_bytes
+        if clip_bytes:
+            queue_size = min(_QUEUE_BYTES // clip_bytes, queue_size)
         pipeline = Pipeline(
             self._read,
             self._infer,
@@ -217,6 +259,7 @@ class Scorer(Closeable):
             queue_size=queue_size,
             batch_size=self.batch_size,
             file_timeout_s=self.settings.file_timeout_s,
+            stage=stage,
         )
         self.stats = pipeline.stats
         with closing(pipeline.run(_Item(source) for source in sources)) as outcomes:
@@ -229,10 +272,22 @@ class Scorer(Closeable):
         item.identity = FileIdentity.of(source.path)
         if source.error is not None:
             raise VideoError(*source.error)
-        return self._reader.read(source.path, deadline, cancelled)
+        return self._reader.read(source.path, deadline, cancelled, item.identity)
+
+    def score_without_captions(self) -> float:
+        """The score of a black clip that has no caption; NaN if the model needs one."""
+        import numpy as np
+
+        if self.bundle.prep is None:
+            return math.nan
+        feeds = self._reader.feeds([self._reader.without_caption()])
+        frames = np.zeros((1, self.frames, *self.bundle.prep.frame_shape()), np.uint8)
+        return float(self.selection.engine.run({**feeds, "frames": frames})["score"][0])
 
     def _infer(self, videos: Sequence[Prepared]) -> list[ScoredClip]:
-        outputs = self.selection.engine.run(self._reader.feeds(videos))
+        feeds = self._reader.feeds(videos)
+        with self._turn:
+            outputs = self.selection.engine.run(feeds)
         frame_scores: Sequence[npt.NDArray[np.generic] | None] = [None] * len(videos)
         if self.bundle.spec.frame_scores:
             frame_scores = list(outputs["frame_scores"])
@@ -261,13 +316,23 @@ class Scorer(Closeable):
         result = outcome.result
         if result is None:
             raise AssertionError("an outcome has a result or an error")
+        if not math.isfinite(result.score) and result.origin == "none":
+            reason = result.problem or "no captions were asked for"
+            return replace(
+                row,
+                caption_source="none",
+                error_code=VideoErrorCode.NO_CAPTION.value,
+                error=f"{reason}, and {self.bundle.model} gives no score from frames alone",
+            )
         if not math.isfinite(result.score):
             return replace(
                 row,
                 error_code=VideoErrorCode.INTERNAL.value,
                 error=f"{self.description} gave no finite score; try --engine onnxruntime",
             )
-        status: Status = "partial" if result.damage else "ok"
+        lost = [text for text in (result.damage, result.problem) if text]
+        status: Status = "partial" if lost else "ok"
+        code = "damaged" if result.damage else VideoErrorCode.NO_CAPTION.value
         row = replace(
             row,
             status=status,
@@ -278,8 +343,9 @@ class Scorer(Closeable):
             frames_used=result.frames_used,
             decoder=result.decoder,
             caption=_joined(result.captions),
-            error_code="damaged" if result.damage else None,
-            error=printable(result.damage) if result.damage else None,
+            caption_source=result.origin,
+            error_code=code if lost else None,
+            error=printable("; ".join(lost)) if lost else None,
             infer_ms=round(outcome.infer_s * 1000, _MILLISECONDS_DIGITS),
         )
         if not self.settings.curve or result.frame_scores is None:
@@ -309,24 +375,44 @@ def _joined(captions: Sequence[str]) -> str | None:
     return " | ".join(map(printable, captions)) or None
 
 
+def _wants_caption(video: Prepared) -> bool:
+    return video.wanted is not None
+
+
 def _scored(
     video: Prepared, score: float, frame_scores: npt.NDArray[np.generic] | None
 ) -> ScoredClip:
     scores = None
     if frame_scores is not None:
         scores = [round(float(value), _SCORE_DIGITS) for value in frame_scores]
-    clip = video.clip
-    if clip is None:
-        return ScoredClip(score, scores, None, video.captions)
-    return ScoredClip(
+    scored = ScoredClip(
         score=score,
         frame_scores=scores,
-        frame_times_s=[round(float(value), _SECONDS_DIGITS) for value in clip.times_s],
+        frame_times_s=None,
         captions=video.captions,
-        duration_s=clip.info.duration_s,
-        width=clip.info.width,
-        height=clip.info.height,
-        frames_used=clip.frames_used,
-        damage=clip.damage,
-        decoder=clip.decoder,
+        origin=video.origin,
+        problem=video.problem,
     )
+    clip, made = video.clip, video.made
+    if clip is not None:
+        return replace(
+            scored,
+            frame_times_s=[round(float(value), _SECONDS_DIGITS) for value in clip.times_s],
+            duration_s=clip.info.duration_s,
+            width=clip.info.width,
+            height=clip.info.height,
+            frames_used=clip.frames_used,
+            damage=clip.damage,
+            decoder=clip.decoder,
+        )
+    if made is not None:  # what the captioner saw is what the score rests on
+        return replace(
+            scored,
+            duration_s=made.duration_s,
+            width=made.width,
+            height=made.height,
+            frames_used=made.frames_used,
+            damage=made.damage,
+            decoder=made.decoder,
+        )
+    return scored

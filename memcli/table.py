@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from memcli.errors import ExitCode, MemcliError, OutputError
 from memcli.inputs import Source, Sources, collect
 from memcli.journal import Journal, RowJournal, check_place
+from memcli.opening import open_scorer
 from memcli.results import Row, output_format, write_table
-from memcli.store import open_scorer
 from memcli.text import plural
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Summary:
     """Path and reason of the first failures."""
     decoded_by: dict[str, int] = field(default_factory=dict)
     """Videos of this run by what decoded them: `cpu`, `nvdec`, `nvdec+gpu-resize`."""
+    captioner: str | None = None
+    """What makes captions; None: nothing does, or the model reads none."""
+    caption_sources: dict[str, int] = field(default_factory=dict)
+    """Videos of this run by where their captions are from."""
+    captioner_busy_s: float = 0.0
     captions_cut: int = 0
     """Captions that were longer than the model takes."""
     interrupted: bool = False
@@ -103,6 +108,8 @@ class Summary:
             self.failed += 1
         if row.decoder is not None:
             self.decoded_by[row.decoder] = self.decoded_by.get(row.decoder, 0) + 1
+        if (source := row.caption_source) is not None:
+            self.caption_sources[source] = self.caption_sources.get(source, 0) + 1
         if row.status == "failed" and len(self.failures) < LISTED_FAILURES:
             self.failures.append((row.path, row.error or ""))
 
@@ -155,7 +162,12 @@ def score_to_table(
     if options.shard is None:  # the others of a shard's captions belong to other shards
         _tell_of_captions(settings, sources, progress)
     with (
-        open_scorer(settings, progress.message) as scorer,
+        open_scorer(
+            settings,
+            progress.message,
+            [source.path for source in sources.items],
+            whole=options.shard is None,
+        ) as scorer,
         Journal.open(options.output, scorer.identity(), resume=options.resume) as journal,
     ):
         pending: list[Source] = []
@@ -257,6 +269,7 @@ def _measure(summary: Summary, scorer: Scorer, elapsed_s: float) -> None:
     summary.frames_per_s = scored * scorer.frames / elapsed_s if elapsed_s else 0.0
     summary.decode_busy_s = stats.decode_busy_s
     summary.engine_busy_s = stats.engine_busy_s
+    summary.captioner_busy_s = stats.stage_busy_s
     summary.bottleneck = stats.bottleneck
     summary.captions_cut = scorer.captions_cut
 
@@ -279,4 +292,5 @@ def _new_summary(
         resumed_failed=resumed_failed,
         left_out=sources.left_out,
         workers=scorer.workers,
+        captioner=None if scorer.maker is None else str(scorer.maker),
     )

@@ -70,6 +70,7 @@ def test_the_report_has_a_stable_shape(capsys: pytest.CaptureFixture[str]) -> No
         "extras",
         "storage",
         "models",
+        "captioners",
         "score",
     }
     assert report["usable"] is True

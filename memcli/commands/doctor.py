@@ -64,6 +64,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         ("extras", _extra_rows(report["extras"])),
         ("storage", _storage_rows(report["storage"])),
         ("models", _model_rows(report["models"])),
+        ("captioners", _captioner_rows(report["captioners"])),
         ("memcli score", _score_rows(report["score"])),
     ):
         yield ""
@@ -165,6 +166,7 @@ def _storage_rows(storage: dict[str, Any]) -> Rows:
     yield "home", f"{storage['home']} ({storage['chosen_by']}){state}"
     yield "bundles", _bytes(storage["bundles_bytes"])
     yield "caches", _bytes(storage["cache_bytes"])
+    yield "captions", f"{_bytes(storage['captions_bytes'])}, made by captioners and kept"
     yield "free disk", _bytes(storage["free_bytes"])
 
 
@@ -185,6 +187,21 @@ def _model_rows(models: dict[str, Any]) -> Rows:
             speed = f", {entry['speed']}" if entry["speed"] else ""
             difference = f", {entry['difference']}" if entry["difference"] else ""
             yield "", f"{engine_name(entry)}: {entry['state']}{speed}{difference}"
+
+
+def _captioner_rows(captioners: dict[str, Any]) -> Rows:
+    if "problem" in captioners:
+        yield "problem", captioners["problem"]
+        return
+    if not captioners["installed"]:
+        yield "none", "installed: memcli export captioner"
+    for one in captioners["installed"]:
+        yield (
+            one["captioner"],
+            one["problem"]
+            or f"{one['precision']}, {_bytes(one['size_bytes'])}, {one['license']}:"
+            f" {one['question']}",
+        )
 
 
 def _score_rows(score: dict[str, Any]) -> Rows:

@@ -35,6 +35,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from memcli import store
+    from memcli.captioning.choice import installed_captioners
     from memcli.models import MODELS
     from memcli.terminal import print_table
 
@@ -48,6 +49,15 @@ def command(ctx: click.Context, as_json: bool) -> None:
         ("model", "input", "predicts", "installed", "weights' licence", "trained on", "published"),
         [_row(spec, bundles.get(name)) for name, spec in sorted(specs.items())],
     )
+    if captioners := installed_captioners():
+        click.echo()
+        print_table(
+            ("captioner", "frames", "precision", "licence", "question"),
+            [
+                [one.name, str(one.frames), one.precision, one.licence, one.question]
+                for one in captioners
+            ],
+        )
 
 
 def _entry(spec: ModelSpec, bundle: Bundle | None) -> dict[str, Any]:
@@ -291,7 +301,7 @@ def pull(name: str, wheel: Path | None, offline: bool) -> None:
 )
 @click.option("--offline", is_flag=True, help="Never use the network.")
 def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
-    """Install a bundle: a .memcli file or a folder.
+    """Install a bundle, a .memcli file or a folder, or the folder of a captioner.
 
     A light file (memcli export --light) gets its encoders from the hub, or from the folders of
     --encoder, and is then the same as the whole one, byte for byte. torch is not needed.
@@ -301,10 +311,18 @@ def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
       memcli models add early-fusion.memcli
       memcli models add ./early-fusion
       memcli models add late-fusion-light.memcli --encoder ./siglip --encoder ./distilroberta
+      memcli models add ./captioners/smolvlm2-500m
     """
     from memcli import store
+    from memcli.captioning.store import add_captioner, is_captioner
     from memcli.progress import say
 
+    if is_captioner(file):
+        if encoders:
+            raise UsageError("a captioner needs no --encoder", where=str(file))
+        captioner = add_captioner(file, say)
+        click.echo(printable(f"installed captioner {captioner.name} in {captioner.folder}"))
+        return
     bundle = store.add(file, report=say, encoders=encoders, offline=offline)
     precisions = ", ".join(bundle.variants)
     click.echo(printable(f"installed {bundle.model} ({precisions}) in {bundle.root}"))
@@ -313,13 +331,18 @@ def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
 @command.command(name="rm")
 @click.argument("name")
 def rm(name: str) -> None:
-    """Remove an installed model from this machine.
+    """Remove an installed model or captioner from this machine.
 
     \b
     Examples:
       memcli models rm resmem
+      memcli models rm smolvlm2-500m
     """
     from memcli import store
+    from memcli.captioning.store import is_installed, remove_captioner
 
+    if is_installed(name):
+        click.echo(printable(f"removed {remove_captioner(name)}"))
+        return
     _check_name(name)
     click.echo(printable(f"removed {store.remove(name)}"))

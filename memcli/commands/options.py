@@ -81,3 +81,46 @@ def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
     ):
         function = option(function)
     return function
+
+
+def run_options(function: F) -> F:
+    """`--workers --file-timeout --resume --retry-failed --on-error --shard` of runs over videos."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]"
+            ),
+            click.option(
+                "--file-timeout",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                help="Give up a file after this long.  [default: 300]",
+            ),
+            click.option(
+                "--resume/--no-resume",
+                default=True,
+                show_default=True,
+                help="Go on from the table and journal of an earlier run, or replace them.",
+            ),
+            click.option(
+                "--retry-failed",
+                is_flag=True,
+                help="Try files again that failed in an earlier run.",
+            ),
+            click.option(
+                "--on-error",
+                type=click.Choice(["skip", "fail"]),
+                default="skip",
+                show_default=True,
+                help="fail: stop at the first video that fails.",
+            ),
+            click.option(
+                "--shard",
+                metavar="I/N",
+                help="Take part I of N, for several machines; the default table is then named by"
+                " the shard.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function

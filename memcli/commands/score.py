@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import click
 
-from memcli.commands.options import engine_options, json_option
+from memcli.captioning.sources import MODES, CaptionMode
+from memcli.commands.options import engine_options, json_option, run_options
 from memcli.decoding import DECODERS, DecoderChoice
 from memcli.errors import UsageError
 from memcli.spec import SAMPLINGS, Sampling
@@ -39,10 +40,18 @@ DEFAULT_OUTPUT = "scores.csv"
 )
 @click.option(
     "--captions",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Captions for models that read them: CSV, TSV or JSON lines with a path (or file name) and"
-    " a caption.",
+    multiple=True,
+    metavar="FILE|MODE",
+    help="Captions for models that read them. FILE: CSV, TSV or JSON lines with a path (or file"
+    " name) and a caption. MODE: prefer those given, then clip.txt or clip.srt beside the video,"
+    " then the captioner's (default); require: given or beside, for every video; generate: the"
+    " captioner's only; none. A file and a mode may both be given.",
+)
+@click.option(
+    "--captioner",
+    metavar="NAME|DIR",
+    help="What makes captions: an installed captioner, a folder, or a size (256m, 500m, 2.2b)."
+    "  [default: 500m, or 256m on a device of 8 GB]",
 )
 @click.option(
     "--decoder",
@@ -56,32 +65,7 @@ DEFAULT_OUTPUT = "scores.csv"
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Videos per engine call.  [default: chosen]"
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]")
-@click.option(
-    "--file-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Give up a file after this long.  [default: 300]",
-)
-@click.option(
-    "--resume/--no-resume",
-    default=True,
-    show_default=True,
-    help="Go on from the table and journal of an earlier run, or replace them.",
-)
-@click.option("--retry-failed", is_flag=True, help="Try files again that failed in an earlier run.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
-    show_default=True,
-    help="fail: stop at the first video that cannot be scored.",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Score part I of N, for several machines; the default table is then named by the shard.",
-)
+@run_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress, table or summary; errors only.")
 @json_option("Progress and summary as JSON lines on standard error.")
 def command(
@@ -89,7 +73,8 @@ def command(
     output: Path | None,
     frames: int | None,
     sampling: Sampling,
-    captions: Path | None,
+    captions: tuple[str, ...],
+    captioner: str | None,
     decoder: DecoderChoice,
     curve: bool,
     batch_size: int | None,
@@ -116,7 +101,8 @@ def command(
       memcli score ./videos
       memcli score ./videos --output scores.parquet --retry-failed
       memcli score clip.mp4 --curve --frames 32 --output clip.jsonl
-      memcli score ./videos --model early-fusion --captions captions.csv
+      memcli score ./videos --model early-fusion
+      memcli score ./videos --model early-fusion --captions captions.csv --captions require
       find /archive -name '*.mov' -print0 | memcli score - --sampling keyframe --shard 1/4
     """
     from memcli.captions import read_captions
@@ -129,10 +115,13 @@ def command(
     part = parse_shard(shard) if shard else None
     if not resume and retry_failed:
         raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    file, mode = _captions(captions)
     settings = ScoreSettings(
         frames=frames,
         sampling=sampling,
-        captions=None if captions is None else read_captions(captions),
+        captions=None if file is None else read_captions(file),
+        caption_mode=mode,
+        captioner=captioner,
         decoder=decoder,
         curve=curve,
         batch_size=batch_size,
@@ -157,6 +146,17 @@ def command(
         for line in closing_lines(summary):
             say(line)
     return int(summary.exit_code)
+
+
+def _captions(values: tuple[str, ...]) -> tuple[Path | None, CaptionMode | None]:
+    """The file and the mode among the values of `--captions`; at most one of each."""
+    modes = [mode for value in values for mode in MODES if value == mode]
+    files = [Path(value) for value in values if value not in MODES]
+    if len(files) > 1:
+        raise UsageError(f"--captions names two files: {files[0]} and {files[1]}")
+    if len(set(modes)) > 1:
+        raise UsageError(f"--captions is both {modes[0]} and {modes[1]}")
+    return files[0] if files else None, modes[0] if modes else None
 
 
 def _default_output(shard: tuple[int, int] | None) -> Path:

@@ -1,0 +1,331 @@
+"""The captioner at work: frames of videos in, kept captions out.
+
+Its frames are decoded as the models' are, to the captioner's own size. Where it cuts no tiles, that
+is one resize of each frame by `memcli.preprocess` (bicubic) in place of the image processor's two
+(Lanczos); where it does, frames come at the size of the processor's first resize, and the tiles
+are its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memcli.captioning.bundle import CaptionerBundle
+from memcli.captioning.cache import CaptionCache, MadeCaption, VideoKey
+from memcli.captioning.choice import (
+    choose_captioner,
+    installed_captioners,
+)
+from memcli.closing import Closeable
+from memcli.errors import EngineError, MemcliError, UsageError
+from memcli.journal import FileIdentity
+from memcli.spec import FramePrep, Sampling
+
+if TYPE_CHECKING:
+    from memcli.captioning.captioner import Captioner
+    from memcli.video import Clip
+    from memcli.video.nvdec import Nvdec
+
+Report = Callable[[str], None]
+BATCH_ON_GPU = 16
+BATCH_ON_CPU = 8
+_SECONDS_DIGITS = 3
+_MOST_LONG = 4096
+
+
+@dataclass(frozen=True)
+class CaptionFrames:
+    """A video as the captioner takes it."""
+
+    key: VideoKey | None
+    """None: its file told nothing of itself, so its caption is not kept."""
+    clip: Clip
+
+
+class CaptionMaker(Closeable):
+    """A captioner with its cache. `read` may be called from several threads, `make` from one."""
+
+    def __init__(
+        self,
+        bundle: CaptionerBundle,
+        *,
+        device: str,
+        threads: int | None = None,
+        sampling: Sampling = "exact",
+        report: Report = lambda _: None,
+    ):
+        """Nothing is loaded before the first caption is made."""
+        self.bundle = bundle
+        self.device = device
+        self.sampling: Sampling = sampling
+        self.batch_size = BATCH_ON_CPU if device == "cpu" else BATCH_ON_GPU
+        self.nvdec: Nvdec | None = None
+        """Decodes the videos that it takes; None: the CPU decodes all."""
+        self.turn: AbstractContextManager[Any] = nullcontext()
+        """Held while captions are made; see `share`."""
+        self._threads = threads
+        self._report = report
+        self._captioner: Captioner | None = None
+        self._cancelled: Callable[[], bool] = bool
+        self._cache = CaptionCache(bundle.hash, sampling)
+        side = bundle.images.side
+        self._prep = FramePrep(
+            frames=bundle.frames,
+            resize_width=side,
+            resize_height=side,
+            crop_width=side,
+            crop_height=side,
+            filter="bicubic",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.label} on {self.device}"
+
+    @property
+    def label(self) -> str:
+        """Name and hash: what the captions of one table have in common."""
+        return f"{self.bundle.name} {self.bundle.hash}"
+
+    def identity(self) -> dict[str, Any]:
+        """For the identity of a table."""
+        return {"captioner": self.label, "prompt": self.bundle.question}
+
+    @property
+    def clip_bytes(self) -> int:
+        """Of one video under way; the most there can be, where its frames keep their shape."""
+        images = self.bundle.images
+        side = (images.longest or _MOST_LONG) if images.splitting else images.side
+        return self.bundle.frames * side * side * 3
+
+    def share(self, device: str) -> threading.Lock | None:
+        """Take turns with an engine on the same CPU: each then computes with all threads, and
+        neither slows down the other by waking more threads than there are cores. Gives what the
+        engine is to hold; None where they are on different devices, or on a GPU, which shares
+        itself."""
+        if self.device != "cpu" or device != "cpu":
+            return None
+        lock = threading.Lock()
+        self.turn = lock
+        return lock
+
+    def read(
+        self,
+        path: str,
+        identity: FileIdentity | None,
+        deadline: float | None,
+        cancelled: Callable[[], bool],
+    ) -> MadeCaption | CaptionFrames:
+        """The caption of a video if it is kept, else its frames. Raises VideoError."""
+        key = None
+        if identity is not None:
+            absolute = os.path.abspath(path)  # noqa: PTH100 (Path would keep `..`)
+            key = VideoKey(absolute, identity.size, identity.mtime_ns)
+            kept = self._cache.get(key)
+            if kept is not None:
+                return kept
+        from memcli.video import read_clip
+
+        def clip_of(prep: FramePrep) -> Clip:
+            return read_clip(
+                path,
+                prep,
+                sampling=self.sampling,
+                deadline=deadline,
+                cancelled=cancelled,
+                nvdec=None if self.nvdec is None or self.nvdec.resizer else self.nvdec,
+            )
+
+        clip = clip_of(self._prep)
+        if self.bundle.images.splitting:
+            clip = clip_of(self._uncut(clip.info.height, clip.info.width))
+        return CaptionFrames(key, clip)
+
+    def make(
+        self, videos: Sequence[CaptionFrames], cancelled: Callable[[], bool]
+    ) -> list[MadeCaption]:
+        """Captions of a batch, which are kept. Raises ModelError, EngineError, DeviceError."""
+        self._cancelled = cancelled  # of this run: there may be several with one captioner
+        with self.turn:
+            captioner = self._open()
+            said = captioner.caption([video.clip.frames for video in videos])
+        made = []
+        for video, caption in zip(videos, said, strict=True):
+            info = video.clip.info
+            duration = info.duration_s
+            made.append(
+                MadeCaption(
+                    text=_plain(caption.text),
+                    tokens=len(caption.tokens),
+                    looping=caption.looping,
+                    cut=caption.cut,
+                    duration_s=None if duration is None else round(duration, _SECONDS_DIGITS),
+                    width=info.width,
+                    height=info.height,
+                    frames_used=video.clip.frames_used,
+                    damage=video.clip.damage,
+                    decoder=video.clip.decoder,
+                )
+            )
+            if video.key is not None:
+                self._keep(video.key, made[-1])
+        return made
+
+    def close(self) -> None:
+        """Free the captioner."""
+        if self._captioner is not None:
+            self._captioner.close()
+        self._captioner = None
+        self._cache.close()
+
+    def _keep(self, key: VideoKey, caption: MadeCaption) -> None:
+        was = self._cache.problem
+        self._cache.add(key, caption)
+        if self._cache.problem is not None and was is None:
+            self._report(
+                f"captions are not kept for later runs: {self._cache.path}: {self._cache.problem}"
+            )
+
+    def _open(self) -> Captioner:
+        if self._captioner is None:
+            from memcli.captioning.bundle import check_files
+            from memcli.captioning.captioner import Captioner
+
+            check_files(self.bundle)
+            rules = self.bundle.images
+            if not rules.splitting:  # frames come in the size that the tower takes
+                rules = replace(rules, longest=None)
+            bundle = replace(self.bundle, images=rules)
+            sessions = _stoppable_sessions(
+                bundle, self.device, self._threads, lambda: self._cancelled()
+            )
+            self._captioner = Captioner(bundle, sessions)
+        return self._captioner
+
+    def _uncut(self, height: int, width: int) -> FramePrep:
+        """Frames of this size as they are before the image processor cuts them."""
+        from memcli.captioning.images import longest_size
+
+        longest = self.bundle.images.longest or min(max(height, width), _MOST_LONG)
+        height, width = longest_size(height, width, longest)
+        return replace(
+            self._prep,
+            resize_width=width,
+            resize_height=height,
+            crop_width=width,
+            crop_height=height,
+        )
+
+
+def _plain(text: str) -> str:
+    """A caption in one line, without characters that do not print: so it is the same text in the
+    table, beside the video, in the cache and for the model."""
+    return "".join(one for one in " ".join(text.split()) if one.isprintable()).strip()
+
+
+def _stoppable_sessions(
+    bundle: CaptionerBundle, device: str, threads: int | None, cancelled: Callable[[], bool]
+) -> Any:
+    """Sessions that end with the run: a batch takes minutes on a CPU, a step of it much less."""
+    from memcli.captioning.sessions import CaptionerSessions
+
+    class Stoppable(CaptionerSessions):
+        def run_bound(self, name: str, binding: Any) -> None:
+            _check(cancelled)
+            super().run_bound(name, binding)
+
+        def image_features(self, images: Any) -> Any:
+            _check(cancelled)
+            return super().image_features(images)
+
+    return Stoppable(bundle, device, threads)
+
+
+def _check(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise EngineError("the run was ended while captions were made")
+
+
+def open_maker(
+    name: str | None,
+    *,
+    device: str,
+    threads: int | None,
+    sampling: Sampling,
+    report: Report,
+) -> CaptionMaker | None:
+    """The captioner for an engine on `device`, or None if none is installed that computes there.
+
+    `name` is that of a captioner, a folder or a size; None chooses. On a device that ONNX Runtime
+    cannot use the captioner runs on the CPU, which is said. Raises ModelError for a name that is
+    not installed, MissingDependencyError without ONNX Runtime.
+    """
+    installed = [bundle.name for bundle in installed_captioners()]
+    if name is None and not installed:
+        return None
+    place = _place(device, report)
+    memory = device_memory(place) if name is None else None
+    chosen = choose_captioner(name, place, memory)
+    if chosen is None:
+        report(f"captioner: none; on {place} these do not compute: {', '.join(installed)}")
+        return None
+    if chosen.note:
+        report(chosen.note)
+    return CaptionMaker(
+        chosen.bundle, device=place, threads=threads, sampling=sampling, report=report
+    )
+
+
+def _place(device: str, report: Report) -> str:
+    from memcli.engines.loading import import_runtime
+    from memcli.engines.onnxruntime import execution_providers
+
+    ort = import_runtime("onnxruntime")
+    if not device.startswith("cuda"):
+        return "cpu"
+    try:
+        execution_providers(ort, device)
+    except MemcliError as error:
+        report(f"captioner: on the CPU ({error.what})")
+        return "cpu"
+    return device
+
+
+def captioning_device(device: str) -> str:
+    """`cpu` or `cuda[:N]`; `auto` is the GPU where there is one that ONNX Runtime can use.
+
+    Raises UsageError for another name, DeviceError for a GPU that cannot be used.
+    """
+    from memcli.engines.loading import import_runtime
+    from memcli.engines.onnxruntime import execution_providers
+
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+        raise UsageError(f"no device {device!r}: choose auto, cpu, cuda or cuda:N")
+    ort = import_runtime("onnxruntime")
+    if device == "auto":
+        from memcli import machine
+
+        usable = "CUDAExecutionProvider" in ort.get_available_providers()
+        return "cuda" if usable and machine.inspect().nvidia.gpus else "cpu"
+    execution_providers(ort, device)
+    return device
+
+
+def device_memory(device: str, root: Path = Path("/")) -> int | None:
+    """Bytes that a device has; of a CPU, those of the machine or of this process's limit."""
+    from memcli import machine
+
+    found = machine.inspect(root)
+    if device == "cpu":
+        sizes = [size for size in (found.memory.total, found.memory.limit) if size]
+        return min(sizes, default=None)
+    index = device.partition(":")[2]
+    gpus = found.nvidia.gpus
+    place = int(index) if index.isdigit() else 0
+    return gpus[place].memory_bytes if place < len(gpus) else None

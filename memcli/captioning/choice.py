@@ -1,0 +1,143 @@
+"""Which installed captioner makes the captions here: by name, or the one that fits the device."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from memcli.captioning.bundle import (
+    MANIFEST,
+    CaptionerBundle,
+    captioners_dir,
+    read_captioner,
+)
+from memcli.errors import ModelError
+
+SMALL_BYTES = 9 * 10**9
+"""Devices of 8 GB, which tell up to 8.6e9 bytes, have less than this."""
+SIZES = ("500m", "256m", "2.2b")
+"""In the order of preference."""
+_SIZE = re.compile(r"(?<![\d.])(256m|500m|2\.2b)(?![a-z0-9])")
+_PRECISIONS = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32", "int8")}
+
+
+@dataclass(frozen=True)
+class CaptionerChoice:
+    """A captioner, and what its user should know of the choice."""
+
+    bundle: CaptionerBundle
+    note: str | None = None
+
+
+def installed_captioners() -> list[CaptionerBundle]:
+    """Every captioner on this machine, by name. Damaged ones are left out; opening one by name
+    says what is wrong with it."""
+    folder = captioners_dir()
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = []
+    for path in paths:
+        if not path.name.startswith(".") and (path / MANIFEST).is_file():
+            try:
+                found.append(read_captioner(path, check=False))
+            except ModelError:
+                continue
+    return found
+
+
+def choose_captioner(
+    name: str | None, device: str, memory_bytes: int | None
+) -> CaptionerChoice | None:
+    """The captioner that `name` means, or without a name the best for a device; None without any.
+
+    `name` is that of an installed one, a folder, or a size (256m, 500m, 2.2b). On `cpu` int8 goes
+    before fp32, on `cuda` fp16 does; the size is 500M, and the smallest where the device has 8 GB
+    or less (`memory_bytes`; None: unknown). Raises ModelError for a name that is not here.
+    """
+    if name is not None:
+        named = _named(name)
+        if named is not None:
+            return CaptionerChoice(named)
+    fitting = _fitting(installed_captioners(), device)
+    if name is not None:
+        fitting = [bundle for bundle in fitting if size_of(bundle) == name.lower()]
+        if not fitting:
+            raise _absent(name)
+    if not fitting:
+        return None
+    if name is None and memory_bytes is not None and memory_bytes < SMALL_BYTES:
+        return _for_little_memory(fitting, device, memory_bytes)
+    return CaptionerChoice(fitting[0])
+
+
+def size_of(bundle: CaptionerBundle) -> str | None:
+    """`256m`, `500m` or `2.2b`, by its names; None for another checkpoint."""
+    found = _SIZE.search(f"{bundle.name} {bundle.repository}".lower())
+    return found[1] if found else None
+
+
+def bundle_bytes(bundle: CaptionerBundle) -> int:
+    """What its files take on the disk."""
+    return sum(
+        path.stat().st_size for name in bundle.files if (path := bundle.folder / name).is_file()
+    )
+
+
+def no_captioner_error(what: str = "no captioner is installed") -> ModelError:
+    """How to get one."""
+    return ModelError(what, next_step=HOW_TO_GET)
+
+
+HOW_TO_GET = (
+    "Make one:          memcli export captioner   (needs pip install 'memcli[export,cpu]')\n"
+    "Or install one:    memcli models add FOLDER   (made on another machine)\n"
+    "Or give captions:  --captions FILE, or clip.txt beside clip.mp4"
+)
+
+
+def _named(name: str) -> CaptionerBundle | None:
+    """The captioner of exactly this name or folder; None for a size."""
+    folder = Path(name).expanduser()
+    if "/" not in name and (captioners_dir() / name / MANIFEST).is_file():
+        folder = captioners_dir() / name
+    elif name.lower() in SIZES:
+        return None
+    elif not (folder / MANIFEST).is_file():
+        raise _absent(name)
+    return read_captioner(folder.resolve(), check=False)
+
+
+def _absent(name: str) -> ModelError:
+    names = ", ".join(bundle.name for bundle in installed_captioners())
+    there = f" (installed: {names})" if names else ""
+    return no_captioner_error(f"there is no captioner {name!r} here{there}")
+
+
+def _fitting(bundles: list[CaptionerBundle], device: str) -> list[CaptionerBundle]:
+    """Those that the device computes well, best first."""
+    precisions = _PRECISIONS["cuda" if device.startswith("cuda") else "cpu"]
+
+    def rank(bundle: CaptionerBundle) -> tuple[int, int, str]:
+        size = size_of(bundle)
+        by_size = SIZES.index(size) if size in SIZES else len(SIZES)
+        return by_size, precisions.index(bundle.precision), bundle.name
+
+    return sorted((one for one in bundles if one.precision in precisions), key=rank)
+
+
+def _for_little_memory(
+    fitting: list[CaptionerBundle], device: str, memory_bytes: int
+) -> CaptionerChoice:
+    small = [bundle for bundle in fitting if size_of(bundle) == "256m"]
+    chosen = small[0] if small else min(fitting, key=bundle_bytes)
+    room = f"{device} has {memory_bytes / 1e9:.1f} GB"
+    if size_of(chosen) in ("500m", "2.2b"):
+        note = (
+            f"captioner: {chosen.name}, although {room}; a smaller one: memcli export captioner"
+            " --size 256m"
+        )
+        return CaptionerChoice(chosen, note)
+    if chosen is fitting[0]:
+        return CaptionerChoice(chosen)
+    note = f"captioner: {chosen.name}, because {room} (--captioner {fitting[0].name} overrides)"
+    return CaptionerChoice(chosen, note)

@@ -1,0 +1,173 @@
+"""`memcli caption`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from memcli.commands.options import json_option, run_options
+from memcli.errors import UsageError
+from memcli.spec import SAMPLINGS
+
+if TYPE_CHECKING:
+    from memcli.caption_table import CaptionSummary
+
+DEFAULT_OUTPUT = "captions.csv"
+
+
+@click.command(name="caption")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Table to write: .csv, .jsonl or .parquet.  [default: {DEFAULT_OUTPUT}]",
+)
+@click.option(
+    "--sidecars",
+    is_flag=True,
+    help="Also write clip.txt beside each clip.mp4, unless it is there already.",
+)
+@click.option(
+    "--captioner",
+    metavar="NAME|DIR",
+    help="An installed captioner, a folder, or a size (256m, 500m, 2.2b)."
+    "  [default: 500m, or 256m on a device of 8 GB]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:N]",
+    help="Where the captioner runs.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads on a CPU.  [default: all cores]"
+)
+@click.option(
+    "--sampling",
+    type=click.Choice(SAMPLINGS),
+    default="exact",
+    show_default=True,
+    help="exact: the frames at the middle of equal parts of the video; keyframe: the nearest key"
+    " frames.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Videos at a time.  [default: chosen]"
+)
+@run_options
+@click.option("-q", "--quiet", is_flag=True, help="No progress or summary; errors only.")
+@json_option("Progress and summary as JSON lines on standard error.")
+def command(
+    paths: tuple[str, ...],
+    output: Path | None,
+    sidecars: bool,
+    resume: bool,
+    retry_failed: bool,
+    on_error: Literal["skip", "fail"],
+    shard: str | None,
+    file_timeout: float | None,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Describe videos in words, with a captioner on this machine.
+
+    PATH is what `memcli score` takes. One row per video: a caption, or the reason why there is
+    none. The table can be given to `memcli score --captions`. Captions are kept: a later run or
+    `memcli score` does not make them again.
+
+    \b
+    Examples:
+      memcli caption ./videos
+      memcli caption ./videos --sidecars --captioner 256m
+      memcli caption ./videos --output captions.jsonl
+    """
+    from memcli.caption_table import CaptionSettings, caption_to_table
+    from memcli.inputs import parse_shard
+    from memcli.progress import Wording, json_event, say, watcher
+    from memcli.table import TableOptions
+
+    part = parse_shard(shard) if shard else None
+    if not resume and retry_failed:
+        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    wanted = CaptionSettings(**settings)
+    if file_timeout:
+        wanted = CaptionSettings(**settings, file_timeout_s=file_timeout)
+    options = TableOptions(
+        output=output or _default_output(part),
+        resume=resume,
+        retry_failed=retry_failed,
+        on_error=on_error,
+        shard=part,
+    )
+    wording: Wording[CaptionSummary] = Wording(
+        opening=_opening, unit="videos", speed=_speed, rates=_rates
+    )
+    progress = watcher(wording, quiet=quiet, as_json=as_json)
+    summary = caption_to_table(paths, wanted, options, progress, sidecars=sidecars)
+    if as_json:
+        json_event("summary", **summary.to_dict())
+    elif not quiet:
+        for line in _closing(summary):
+            say(line)
+    return int(summary.exit_code)
+
+
+def _default_output(shard: tuple[int, int] | None) -> Path:
+    if shard is None:
+        return Path(DEFAULT_OUTPUT)
+    return Path(DEFAULT_OUTPUT).with_suffix(f".{shard[0]}-of-{shard[1]}.csv")
+
+
+def _opening(summary: CaptionSummary) -> list[str]:
+    from memcli.text import plural
+
+    lines = [
+        f"{summary.captioner} on {summary.device} at {summary.precision}",
+        f"  weights: {summary.weights_license}",
+    ]
+    if summary.resumed:
+        failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
+        lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
+    return lines
+
+
+def _closing(summary: CaptionSummary) -> list[str]:
+    from memcli.progress import clock
+    from memcli.text import plural, printable
+
+    counts = [plural(summary.ok, "video") + " captioned"]
+    if summary.partial:
+        counts.append(f"{summary.partial:,} from a part of the video")
+    counts.append(f"{summary.failed:,} failed")
+    lines = [f"{', '.join(counts)} in {clock(summary.elapsed_s)} ({_speed(summary)})"]
+    if summary.cut:
+        lines.append(f"cut: {plural(summary.cut, 'caption')}, longer than the captioner's longest")
+    if summary.sidecars or summary.sidecars_kept:
+        kept = f"; {summary.sidecars_kept:,} already there" if summary.sidecars_kept else ""
+        lines.append(f"beside the videos: {plural(summary.sidecars, 'file')} written{kept}")
+    if summary.failures:
+        lines.append("failed:")
+        lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]
+        if summary.failed > len(summary.failures):
+            lines.append(f"  and {summary.failed - len(summary.failures):,} more, in the table")
+    if summary.resumed_failed:
+        count = plural(summary.resumed_failed, "video")
+        lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+    if summary.left_out:
+        lines.append(f"left out: {plural(summary.left_out, 'file')} without the name of a video")
+    if summary.interrupted:
+        lines.append("interrupted: run the same command again to go on")
+    lines.append(f"table: {summary.output}")
+    return lines
+
+
+def _speed(summary: CaptionSummary) -> str:
+    return f"{summary.videos_per_s:.2f} videos/s"
+
+
+def _rates(summary: CaptionSummary) -> dict[str, float]:
+    return {"videos_per_s": summary.videos_per_s}

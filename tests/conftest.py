@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,14 @@ def memcli_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MEMCLI_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tiny_exports.Exporter`: the export of a tiny model of the registry, made once."""
+    from tiny_exports import exporter
+
+    return exporter(tmp_path_factory)
 
 
 @pytest.hookimpl(wrapper=True)

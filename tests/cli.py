@@ -1,12 +1,14 @@
-"""Runs the command line as a user does: in a process of its own."""
+"""Runs the command line as a user does, in a process of its own, or in this one."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,28 @@ def memcli(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
+
+
+def memcli_here(*arguments: str | os.PathLike[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has loaded already what a new one would load first.
+
+    For tests of what a command says and writes, not of its process.
+    """
+    from memcli.app import run
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    before = Path.cwd()
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = run([*map(os.fspath, arguments)])
+    finally:
+        os.chdir(before)
+    told = []
+    for stream in (out, err):
+        stream.flush()
+        told.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(arguments, code, *told)
 
 
 _BLOCK = """

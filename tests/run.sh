@@ -10,5 +10,5 @@ venv=${MEMCLI_TEST_VENV:-.venv-test}
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 # One process per core, each with one thread: the tests are many and small. A file stays in one
-# process, because its tests share what is costly to make.
-OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n auto --dist loadfile "$@"
+# process, because its tests share what is costly to make; files begin in the order of conftest.py.
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli import memcli
+from cli import memcli_here
 from media import make_video
 
 from memcli.app import run
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_sound_dataset(folder: Path) -> None:
-    done = memcli("dataset", "check", folder, "--decode", cwd=folder)
+    done = memcli_here("dataset", "check", folder, "--decode", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(None, 1) for line in done.stdout.splitlines() if line]
     parts = {words[0]: words[1] for words in lines}
@@ -47,7 +47,7 @@ def test_a_sound_dataset(folder: Path) -> None:
 def test_errors_are_grouped_counted_and_placed(folder: Path) -> None:
     rows = "".join(f"{number}.mp4,7,x,train,0,F\n" for number in range(25))
     (folder / "list.csv").write_text(f"{LISTS}a.mp4,0.5,x,train,0,F\n{rows}b.mp4,1,,train,0,F\n")
-    done = memcli("dataset", "check", folder, cwd=folder)
+    done = memcli_here("dataset", "check", folder, cwd=folder)
     assert (done.returncode, done.stderr) == (1, "")
     table = folder / "list.csv"
     lines = done.stdout.splitlines()
@@ -62,7 +62,7 @@ def test_errors_are_grouped_counted_and_placed(folder: Path) -> None:
 def test_warnings_alone_are_no_failure(folder: Path) -> None:
     for path in folder.glob("*.mp4"):
         path.unlink()
-    done = memcli("dataset", "check", folder, cwd=folder)
+    done = memcli_here("dataset", "check", folder, cwd=folder)
     assert done.returncode == 0
     assert "2 warnings: no video file" in done.stdout
 
@@ -70,7 +70,7 @@ def test_warnings_alone_are_no_failure(folder: Path) -> None:
 def test_json_has_every_problem(folder: Path) -> None:
     rows = "".join(f"{number}.mp4,0.25,x,train,0,F\n" for number in range(30))
     (folder / "list.csv").write_text(f"{LISTS}a.mp4,0.75,x,train,0,F\n{rows}")
-    done = memcli("dataset", "check", folder / "list.csv", "--json", cwd=folder)
+    done = memcli_here("dataset", "check", folder / "list.csv", "--json", cwd=folder)
     assert done.returncode == 1
     report = json.loads(done.stdout)
     problems = report.pop("problems")
@@ -100,8 +100,8 @@ def test_json_has_every_problem(folder: Path) -> None:
 def test_decode_finds_what_does_not_decode(folder: Path) -> None:
     whole = (folder / "b.mp4").read_bytes()
     (folder / "b.mp4").write_bytes(whole[: len(whole) // 2])
-    assert memcli("dataset", "check", folder, cwd=folder).returncode == 0
-    done = memcli("dataset", "check", folder, "--decode", cwd=folder)
+    assert memcli_here("dataset", "check", folder, cwd=folder).returncode == 0
+    done = memcli_here("dataset", "check", folder, "--decode", cwd=folder)
     assert done.returncode == 1
     assert "1 error: video does not decode" in done.stdout
     assert f"  {folder / 'list.csv'}:4: {folder / 'b.mp4'}: " in done.stdout
@@ -131,11 +131,11 @@ def test_decode_keeps_to_the_processors_of_the_process(
 
 @pytest.mark.parametrize("words", [[], ["--dataset", "videomem"], ["--dataset", "lamem"]])
 def test_no_dataset_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
-    done = memcli("dataset", "check", tmp_path, *words, cwd=tmp_path)
+    done = memcli_here("dataset", "check", tmp_path, *words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-    as_json = memcli("dataset", "check", tmp_path, *words, "--json", cwd=tmp_path)
+    as_json = memcli_here("dataset", "check", tmp_path, *words, "--json", cwd=tmp_path)
     assert as_json.returncode == 2
     assert json.loads(as_json.stderr)["exit_code"] == 2
 
@@ -143,7 +143,7 @@ def test_no_dataset_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
 def test_foreign_names_cannot_steer_the_terminal(folder: Path) -> None:
     bad = "\x1b[2J\u202ec"
     (folder / "list.csv").write_text(f'path,score,group\n"{bad}.mp4","{bad}","{bad}"\na.mp4,1,\n')
-    done = memcli("dataset", "check", folder, cwd=folder)
+    done = memcli_here("dataset", "check", folder, cwd=folder)
     assert done.returncode == 1
     assert all(line.isprintable() for line in done.stdout.splitlines())
 

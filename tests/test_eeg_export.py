@@ -235,7 +235,7 @@ def make_run(spec: ModelSpec, model: Any, *, demonstration: bool) -> Path:
 
 
 def test_the_command_exports_a_run_and_says_what_to_do_next() -> None:
-    spec = VARIANTS["ensemble"]
+    spec = VARIANTS["single"]
     make_run(spec, make_tiny_eeg_model(spec), demonstration=True)
     result = CliRunner().invoke(command, [NAME])
     assert result.exit_code == 0, result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,19 @@ pytest.importorskip("transformers", reason="the encoders")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime", reason="the runtimes of the comparison")
 
+from tiny_exports import Exporter, export_tiny, tiny_checkpoints  # noqa: E402
 from tiny_models import CHECKPOINT_KINDS, TRAINED, TinyModel, make_tiny_model  # noqa: E402
 
-from memcli.engines.bundle import Bundle, read_bundle, verify_files  # noqa: E402
+from memcli.engines.bundle import read_bundle, verify_files  # noqa: E402
 from memcli.engines.reference import synthetic_captions, synthetic_frames  # noqa: E402
 from memcli.engines.select import open_engine  # noqa: E402
 from memcli.errors import ModelError, ParityError  # noqa: E402
 from memcli.export import trained  # noqa: E402
-from memcli.export.trained import export_model  # noqa: E402
 from memcli.home import bundles_dir  # noqa: E402
 from memcli.models import MODELS, get_model  # noqa: E402
 from memcli.tokens import Tokeniser  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-QUIET = {"training": {}, "made_by": {}, "license_text": "test"}
 
 
 def graph_of(name: str) -> tuple[object, ...]:
@@ -46,14 +46,7 @@ DISTINCT = tuple({graph_of(name): name for name in reversed(TRAINED)}.values())[
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checkpoints")
-
-
-def export(tiny: TinyModel, **more: Any) -> Bundle:
-    text = tiny.checkpoints.get("text")
-    where = text.folder if text is not None else None
-    given = {**QUIET, "tokenizer": tiny.tokenizer, "checkpoint": where, **more}
-    return export_model(tiny.model, tiny.spec, **given)
+    return tiny_checkpoints(tmp_path_factory)
 
 
 def content(root: Path) -> dict[str, str]:
@@ -86,11 +79,11 @@ def test_every_trained_model_is_covered() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISTINCT)
-def test_the_installed_bundle_gives_the_scores_of_the_model(name: str, checkpoints: Path) -> None:
-    tiny = make_tiny_model(name, checkpoints)
-    said: list[str] = []
-    installed = export(tiny, report=said.append)
-    assert installed.root == bundles_dir() / name
+def test_the_installed_bundle_gives_the_scores_of_the_model(
+    name: str, tiny_export: Exporter
+) -> None:
+    made = tiny_export(name)
+    tiny, installed = made.tiny, made.bundle
     variant = installed.variants["fp32"]
     verify_files(installed, variant)
     measured = installed.training["parity"]
@@ -115,12 +108,11 @@ def test_the_installed_bundle_gives_the_scores_of_the_model(name: str, checkpoin
                     np.testing.assert_allclose(found["frame_scores"], expected, atol=1e-5, rtol=0)
 
 
-def test_the_graph_is_clean_and_portable(checkpoints: Path) -> None:
+def test_the_graph_is_clean_and_portable(tiny_export: Exporter, checkpoints: Path) -> None:
     """No paths, traces or code of this machine; standard operators, float32, dynamic axes."""
-    tiny = make_tiny_model("clip-text", checkpoints)
-    assert str(checkpoints) in json.dumps(tiny.spec.to_dict()), "else nothing is tested"
-    report = {"dataset": {"name": "toy", "split": f"{checkpoints}/split.csv"}}
-    installed = export(tiny, training=report)
+    made = tiny_export("clip-text")
+    assert str(checkpoints) in json.dumps(made.tiny.spec.to_dict()), "else nothing is tested"
+    installed = made.bundle
     here = (str(checkpoints), str(ROOT), str(Path.home()), "site-packages", ".py", "stack_trace")
     for path in installed.root.rglob("*"):
         if path.is_file() and path.name not in ("model.bin", "tokenizer.json"):
@@ -153,28 +145,33 @@ def test_the_graph_is_clean_and_portable(checkpoints: Path) -> None:
     onnx.checker.check_model(str(graph), full_check=True)
 
 
-@pytest.mark.parametrize("installed_before", [False, True])
 def test_a_graph_that_differs_is_refused(
-    installed_before: bool, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_export: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = make_tiny_model("clip-text", checkpoints)
-    if installed_before:
-        export(tiny)
-    before = content(bundles_dir())
-    write = trained.write_traced
+    """Where nothing is installed, nothing will be; what is installed stays as it was."""
+    made = tiny_export("clip-text")
+    graph = made.copy_graph(tmp_path)
+    model = onnx.load(str(graph), load_external_data=False)
+    (bias,) = (one for one in model.graph.initializer if one.name == "head.score.bias")
+    wrong = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
+    bias.CopyFrom(onnx.numpy_helper.from_array(wrong, bias.name))
+    graph.write_bytes(model.SerializeToString())
 
-    def perturbed(model: Any, spec: Any, folder: Path) -> None:
-        with torch.no_grad():
-            model.head.score.bias += 0.01
-        write(model, spec, folder)
-        with torch.no_grad():
-            model.head.score.bias -= 0.01
+    def perturbed(_model: Any, _spec: Any, folder: Path) -> None:
+        for name in ("model.onnx", "model.bin"):
+            shutil.copy(tmp_path / name, folder)
 
     monkeypatch.setattr(trained, "write_traced", perturbed)
-    with pytest.raises(ParityError, match=r"max \|difference\| 0\.00.* 64 values of score; worst"):
-        export(tiny)
-    assert content(bundles_dir()) == before
-    assert [path.name for path in bundles_dir().iterdir()] == ["clip-text"] * installed_before
+    for installed_before in (False, True):
+        if installed_before:
+            made.copied(bundles_dir() / "clip-text")
+        before = content(bundles_dir())
+        with pytest.raises(
+            ParityError, match=r"max \|difference\| 0\.00.* 64 values of score; worst"
+        ):
+            export_tiny(made.tiny)
+        assert content(bundles_dir()) == before
+        assert [path.name for path in bundles_dir().iterdir()] == ["clip-text"] * installed_before
 
 
 def test_a_tokenizer_file_of_another_encoder_is_refused(checkpoints: Path, tmp_path: Path) -> None:
@@ -186,9 +183,9 @@ def test_a_tokenizer_file_of_another_encoder_is_refused(checkpoints: Path, tmp_p
     other = tmp_path / "tokenizer.json"
     other.write_text(json.dumps(entry))
     with pytest.raises(ParityError, match=r"other ids than CLIPTokenizer for 'a man walks"):
-        export(tiny, tokenizer=other)
+        export_tiny(tiny, tokenizer=other)
     with pytest.raises(ModelError, match="there is no tokenizer file"):
-        export(tiny, tokenizer=None)
+        export_tiny(tiny, tokenizer=None)
     assert not bundles_dir().exists() or not list(bundles_dir().iterdir())
 
 
@@ -197,17 +194,18 @@ def test_weights_that_are_no_numbers_are_refused(checkpoints: Path) -> None:
     with torch.no_grad():
         tiny.model.head.score.bias.fill_(float("nan"))
     with pytest.raises(ModelError, match="scores that are no numbers"):
-        export(tiny)
+        export_tiny(tiny)
 
 
 def test_a_model_that_does_not_fit_its_spec_is_refused(checkpoints: Path) -> None:
     tiny = make_tiny_model("clip-text", checkpoints)
     with pytest.raises(ModelError, match="gives no scores of frames"):
-        export(replace(tiny, spec=replace(tiny.spec, frame_scores=True)))
+        export_tiny(replace(tiny, spec=replace(tiny.spec, frame_scores=True)))
 
 
-def test_an_older_bundle_is_replaced(checkpoints: Path) -> None:
-    first = export(make_tiny_model("clip-text", checkpoints, seed=1))
-    second = export(make_tiny_model("clip-text", checkpoints, seed=2))
+def test_an_older_bundle_is_replaced(tiny_export: Exporter, checkpoints: Path) -> None:
+    first = tiny_export("clip-text").copied(bundles_dir() / "clip-text")
+    second = export_tiny(make_tiny_model("clip-text", checkpoints, seed=2))
+    assert second.root == first.root
     assert first.variants["fp32"].digest != second.variants["fp32"].digest
     assert read_bundle(first.root).variants == second.variants

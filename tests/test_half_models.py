@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime", reason="the runtime of the gate")
 
 from test_export_graph import realistic  # noqa: E402
 from test_half import check_typed  # noqa: E402
-from tiny_models import make_tiny_model  # noqa: E402
+from tiny_exports import Exporter  # noqa: E402
 
 from memcli.engines.bundle import Bundle, read_bundle, verify_files  # noqa: E402
 from memcli.engines.verify import Reference  # noqa: E402
@@ -27,7 +27,6 @@ from memcli.export.fill import write_filled  # noqa: E402
 from memcli.export.onnx import build_video_module, export_weightless  # noqa: E402
 from memcli.export.precision import make_variant  # noqa: E402
 from memcli.export.retype import element_types  # noqa: E402
-from memcli.export.trained import export_model  # noqa: E402
 from memcli.home import bundles_dir  # noqa: E402
 from memcli.models import get_model  # noqa: E402
 from memcli.train.architectures.resmem import ResMem  # noqa: E402
@@ -36,22 +35,6 @@ from memcli.train.architectures.resmem import ResMem  # noqa: E402
 def few_feeds(spec: Any, tokenizer: Path | None, index: int) -> Any:
     """Two clips of each case."""
     return {name: array[:2] for name, array in make_feeds(spec, tokenizer, index).items()}
-
-
-def make_bundle(name: str, folder: Path) -> Bundle:
-    if name == "resmem":
-        return make_resmem(folder)
-    tiny = make_tiny_model(name, folder)
-    text = tiny.checkpoints.get("text")
-    return export_model(
-        tiny.model,
-        tiny.spec,
-        tokenizer=tiny.tokenizer,
-        checkpoint=text.folder if text is not None else None,
-        training={},
-        made_by={},
-        license_text="test",
-    )
 
 
 def make_resmem(folder: Path) -> Bundle:
@@ -80,17 +63,19 @@ def make_resmem(folder: Path) -> Bundle:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["resmem", "early-fusion", "vision", "text", "clip-gru", "fclip-vision"]
+    "name", ["resmem", "early-fusion", "vision", "text", "clip-gru", "clip-vision"]
 )
 def test_half_precision_of_the_models(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_export: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = 64
     if name == "resmem":  # its linear layers have full size: 64 clips take minutes
         monkeypatch.setattr(half_variant, "CASES", CASES[:3])
         monkeypatch.setattr(half_variant, "make_feeds", few_feeds)
         clips = 6
-    bundle = make_bundle(name, tmp_path)
+        bundle = make_resmem(tmp_path)
+    else:
+        bundle = tiny_export(name).copied(bundles_dir() / name)
     fp32 = onnx.load(str(bundle.root / "fp32/model.onnx"), load_external_data=False)
     inside = set(element_types(fp32))
     assert ("frame_embeddings" in inside) == (bundle.spec.prep is not None and name != "resmem")

@@ -36,10 +36,16 @@ GRU: dict[str, int | float | str] = {"hidden": 6, "layers": 3}
 B, T, C, D = 3, 5, 4, 12
 
 
-def a_head(kind: str, options: dict[str, Any], frame_dim: int | None, text_dim: int | None) -> Any:
+def a_head(
+    kind: str,
+    options: dict[str, Any],
+    frame_dim: int | None,
+    text_dim: int | None,
+    seed: int = 7,
+) -> Any:
     """A head whose every parameter, biases and norms too, is random, in evaluation mode."""
     head = make_head(HeadSpec(kind, options), frame_dim, text_dim)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))

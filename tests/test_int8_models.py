@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,21 +139,13 @@ def test_a_caption_on_both_sides_is_refused(tokenizer: Path) -> None:
         make_calibration_set(spec, captions=both, tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checkpoints")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["early-fusion", "vision", "clip-gru", "fclip-vision"])
-def test_int8_of_models_that_look_at_frames(name: str, checkpoints: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["early-fusion", "vision", "clip-gru", "clip-vision"])
+def test_int8_of_models_that_look_at_frames(name: str, tiny_export: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="torch's exporter needs it")
-    from tiny_models import make_tiny_model
-
-    from memcli.export.trained import write_traced
-
-    tiny = make_tiny_model(name, checkpoints)
-    write_traced(tiny.model, tiny.spec, tmp_path)
+    made = tiny_export(name)
+    tiny = made.tiny
+    fp32 = made.copy_graph(tmp_path)
     assert tiny.spec.prep is not None
     clips = list(synthetic_frames(tiny.spec.prep, 40, 6, seed=3))
     captions = synthetic_calibration_captions(20, 20) if tiny.spec.text is not None else None
@@ -162,7 +155,7 @@ def test_int8_of_models_that_look_at_frames(name: str, checkpoints: Path, tmp_pa
     (tmp_path / "int8").mkdir()
     graph = tmp_path / "int8" / "model.onnx"
     tolerance = dataclasses.replace(tiny.spec.tolerances["int8"], min_srcc=0.9)
-    result = make_int8(tmp_path / "model.onnx", graph, data, tolerance, lambda _: None)
+    result = make_int8(fp32, graph, data, tolerance, lambda _: None)
     assert result.scheme == "s8s8"
     assert result.int8_layers >= 5
     assert result.holdout.max_abs <= tolerance.max_abs
@@ -171,29 +164,20 @@ def test_int8_of_models_that_look_at_frames(name: str, checkpoints: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_int8_of_a_text_model_end_to_end(checkpoints: Path) -> None:
-    """From PyTorch to scores, in both runtimes."""
+def test_int8_of_a_text_model_end_to_end(tiny_export: Any) -> None:
+    """From the export to scores, in both runtimes."""
     pytest.importorskip("onnxscript", reason="torch's exporter needs it")
-    from tiny_models import make_tiny_model
-
-    from memcli.engines.bundle import read_bundle
+    from memcli.engines.bundle import read_bundle, write_manifest
     from memcli.engines.select import open_engine
     from memcli.export.precision import make_variant
-    from memcli.export.trained import export_model
+    from memcli.home import bundles_dir
 
-    tiny = make_tiny_model("text", checkpoints)
-    spec = tiny.spec
-    tolerances = dict(spec.tolerances)
+    bundle = tiny_export("text").copied(bundles_dir() / "text")
+    tolerances = dict(bundle.spec.tolerances)
     tolerances["int8"] = dataclasses.replace(tolerances["int8"], min_srcc=0.9)
-    bundle = export_model(
-        tiny.model,
-        dataclasses.replace(spec, tolerances=tolerances),
-        tokenizer=tiny.tokenizer,
-        checkpoint=tiny.checkpoints["text"].folder,
-        training={},
-        made_by={},
-        license_text="test",
-    )
+    spec = dataclasses.replace(bundle.spec, tolerances=tolerances)
+    write_manifest(dataclasses.replace(bundle, spec=spec))
+    bundle = read_bundle(bundle.root)
     said: list[str] = []
     variant = make_variant(bundle, "int8", report=said.append)
     assert "int8: no captions given: calibrated and checked with synthetic ones" in said

@@ -14,6 +14,7 @@ pytest.importorskip("transformers", reason="the encoders")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from tiny_exports import Exporter  # noqa: E402
 from tiny_models import TinyModel, make_tiny_model  # noqa: E402
 
 from memcli import store  # noqa: E402
@@ -36,7 +37,7 @@ from memcli.tokens import Tokeniser  # noqa: E402
 
 MODELS = {
     "early-fusion": "siglip",
-    "fclip-vision": "clip",
+    "clip-vision": "clip",
     "clip-l14-transformer": "clip",
     "vit": "vit",
     "late-fusion": "siglip and roberta",
@@ -45,7 +46,7 @@ MODELS = {
 """Between them, every kind of encoder of the registry, and every way of pooling."""
 
 
-def make_bundle(tiny: TinyModel, root: Path) -> Bundle:
+def make_traced_bundle(tiny: TinyModel, root: Path) -> Bundle:
     """What `export_model` would install, without its gates."""
     (root / "fp32").mkdir(parents=True)
     write_traced(tiny.model, tiny.spec, root / "fp32")
@@ -88,9 +89,11 @@ def outputs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_a_light_file_becomes_the_same_model_without_torch(name: str, tmp_path: Path) -> None:
-    tiny = make_tiny_model(name, tmp_path / "hub")
-    whole = make_bundle(tiny, tmp_path / "workstation" / name)
+def test_a_light_file_becomes_the_same_model_without_torch(
+    name: str, tiny_export: Exporter, tmp_path: Path
+) -> None:
+    made = tiny_export(name)
+    tiny, whole = made.tiny, made.bundle
     folders = {tower: one.folder for tower, one in tiny.checkpoints.items()}
     table = find_left_out(whole, folders)
     with store.new_archive(tmp_path / "light.memcli") as archive:
@@ -132,6 +135,6 @@ def test_a_fine_tuned_encoder_travels_with_the_model(tmp_path: Path) -> None:
     with torch.no_grad():
         for value in tiny.model.frame_encoder.parameters():
             value.add_(0.001)
-    whole = make_bundle(tiny, tmp_path / "vit")
+    whole = make_traced_bundle(tiny, tmp_path / "vit")
     with pytest.raises(UsageError, match="nothing of vit can be left out"):
         find_left_out(whole, {"vision": tiny.checkpoints["vision"].folder})

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli import memcli
+from cli import memcli, memcli_here
 from tiny_bundle import make_tiny_bundle
 
 from memcli.app import run
@@ -37,7 +37,7 @@ def hostile(memcli_home: Path) -> Bundle:
 def test_foreign_text_cannot_steer_the_terminal(
     hostile: Bundle, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    done = memcli(*words, cwd=tmp_path)
+    done = memcli_here(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "\\x1b[2J" in done.stdout
     assert all(line.isprintable() for line in done.stdout.splitlines())
@@ -50,10 +50,10 @@ def test_an_odd_bundle_does_not_hide_the_others(memcli_home: Path, tmp_path: Pat
     manifest = json.loads((odd.root / "manifest.json").read_text())
     del manifest["spec"]["trained_on"]
     (odd.root / "manifest.json").write_text(json.dumps(manifest))
-    done = memcli("models", cwd=tmp_path)
+    done = memcli_here("models", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "good" in done.stdout
-    done = memcli("models", "show", "odd", cwd=tmp_path)
+    done = memcli_here("models", "show", "odd", cwd=tmp_path)
     assert done.returncode == 3
     assert "spec.trained_on is missing" in done.stderr
 
@@ -62,7 +62,7 @@ def test_published_is_a_rank_correlation_that_says_whose(memcli_home: Path, tmp_
     tiny = make_tiny_bundle(memcli_home)
     other = PublishedResult("some images", "accuracy", 0.99, "a paper")
     respecified(tiny, published=(other,))
-    done = memcli("models", cwd=tmp_path)
+    done = memcli_here("models", cwd=tmp_path)
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
     first = next(one for one in get_model("resmem").published if one.metric == "SRCC")
     assert f"SRCC {first.value}: {first.dataset}" in lines["resmem"]
@@ -75,12 +75,12 @@ def test_what_is_installed_is_listed_as_it_is(memcli_home: Path, tmp_path: Path)
     bundle = make_tiny_bundle(memcli_home, "vision")
     weights = dataclasses.replace(bundle.spec.weights, license="Terms of the other encoder")
     respecified(bundle, weights=weights)
-    listed = memcli("models", cwd=tmp_path).stdout
+    listed = memcli_here("models", cwd=tmp_path).stdout
     lines = {line.split()[0]: line for line in listed.splitlines()}
     assert "4 frames 48x48" in lines["vision"]
     assert "Terms of the other encoder" in lines["vision"]
     assert "16 frames 224x224" in lines["brr"]
-    entries = json.loads(memcli("models", "--json", cwd=tmp_path).stdout)
+    entries = json.loads(memcli_here("models", "--json", cwd=tmp_path).stdout)
     (own,) = [entry for entry in entries if entry["model"] == "vision"]
     assert (own["input"], own["license"]) == ("4 frames 48x48", "Terms of the other encoder")
 
@@ -90,7 +90,7 @@ def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) ->
     measured = {"max_abs": 0.01, "mean_abs": 0.002, "srcc": 0.999, "frames_of": "holdout videos"}
     int8 = dataclasses.replace(tiny.variants["int8"], parity=[measured])
     write_manifest(dataclasses.replace(tiny, variants={**tiny.variants, "int8": int8}))
-    done = memcli("models", "show", "tiny", cwd=tmp_path)
+    done = memcli_here("models", "show", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "holdout videos, not recorded: max |difference| 0.01, mean 0.002, SRCC" in done.stdout
 
@@ -98,7 +98,7 @@ def test_show_of_a_variant_gated_on_videos(memcli_home: Path, tmp_path: Path) ->
 def test_a_packed_bundle_is_to_be_added_by_a_quoted_command(tmp_path: Path) -> None:
     path = tmp_path / "my model.memcli"
     path.write_bytes(b"PK")
-    done = memcli("models", "show", path, cwd=tmp_path)
+    done = memcli_here("models", "show", path, cwd=tmp_path)
     assert done.returncode == 2
     assert f"memcli models add '{path}'" in done.stderr
 
@@ -122,7 +122,7 @@ def test_an_unknown_name_is_a_usage_error_with_the_closest(
     memcli_home: Path, tmp_path: Path, word: str, name: str, meant: str
 ) -> None:
     make_tiny_bundle(memcli_home)
-    done = memcli("models", word, name, cwd=tmp_path)
+    done = memcli_here("models", word, name, cwd=tmp_path)
     assert done.returncode == 2
     assert f"there is no model called {name!r}; did you mean {meant!r}?" in done.stderr
 
@@ -150,7 +150,7 @@ def test_every_model_of_the_registry_is_shown(
 
 def test_rm_of_a_path(memcli_home: Path, tmp_path: Path) -> None:
     mine = make_tiny_bundle(tmp_path).root
-    done = memcli("models", "rm", mine, cwd=tmp_path)
+    done = memcli_here("models", "rm", mine, cwd=tmp_path)
     assert done.returncode == 2
     assert "not the name of a model" in done.stderr
     assert read_bundle(mine).model == "tiny"
@@ -163,14 +163,14 @@ def test_a_place_that_cannot_be_written_is_noticed_first(
 ) -> None:
     make_tiny_bundle(memcli_home)
     (tmp_path / "file").touch()
-    done = memcli("export", "tiny", *more, "--output", place, cwd=tmp_path)
+    done = memcli_here("export", "tiny", *more, "--output", place, cwd=tmp_path)
     assert done.returncode == 2
     assert "cannot write x.memcli" in done.stderr
 
 
 def test_export_packs(memcli_home: Path, tmp_path: Path) -> None:
     make_tiny_bundle(memcli_home)
-    done = memcli("export", "tiny", "-o", "x.memcli", cwd=tmp_path)
+    done = memcli_here("export", "tiny", "-o", "x.memcli", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.memcli"]
-    assert memcli("export", "tiny", cwd=tmp_path).returncode == 2
+    assert memcli_here("export", "tiny", cwd=tmp_path).returncode == 2

@@ -34,6 +34,20 @@ _RECIPES = {
     "RegressionHead": (60, 3e-2, 32),
 }
 """Epochs, learning rate and batch size by head."""
+
+
+def way_of_training(name: str) -> tuple[object, ...]:
+    """By what a model could see a held-out score: its head, its loss, what of it is trained."""
+    spec = MODELS[name]
+    assert spec.head is not None
+    assert spec.recipe is not None
+    towers = tuple(one.tower for one in spec.encoders)
+    recipe = spec.recipe
+    return (spec.head.kind, towers, recipe.loss, recipe.fine_tune, recipe.contrastive)
+
+
+WAYS = tuple({way_of_training(name): name for name in TRAINED}.values())
+CASES = [(name, False) for name in TRAINED] + [(name, True) for name in WAYS]
 _SHUFFLED_EPOCHS = 10
 
 pytestmark = pytest.mark.slow
@@ -94,8 +108,11 @@ def settings(name: str, table: Path, hub: dict[str, str], output: Path) -> Train
     )
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["planted", "shuffled"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("name", "shuffled"),
+    CASES,
+    ids=[f"{name}-{'shuffled' if shuffled else 'planted'}" for name, shuffled in CASES],
+)
 def test_a_model_learns_what_is_there_and_nothing_else(
     name: str,
     shuffled: bool,

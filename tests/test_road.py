@@ -1,7 +1,8 @@
 """The whole road of every trained model, by its commands: train, evaluate, export, score.
 
-Tiny encoders, few clips, one epoch: this is about the road; whether a model learns is asked in
-test_planted.py. `score` runs in a process that cannot import torch.
+Encoders of one layer, few clips, one split, one epoch: this is about the road; whether a model
+learns is asked in test_planted.py, and folds are trained in test_training.py. `score` runs in
+a process that cannot import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ pytest.importorskip("lightning")
 
 pytestmark = pytest.mark.slow
 
-CLIPS = 20
+CLIPS = 16
 _NARROW = {
     "FusionTransformer": ("width=16", "depth=1", "heads=2", "feed_forward=16"),
     "LateFusion": ("width=16", "depth=1", "heads=2", "feed_forward=16", "text_width=16"),
@@ -39,7 +40,7 @@ _NARROW = {
 def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("hub")
     kinds = set(CHECKPOINT_KINDS.values())
-    return {kind: str(tiny_hub.MAKERS[kind](folder / kind)) for kind in kinds}
+    return {kind: str(tiny_hub.MAKERS[kind](folder / kind, layers=1)) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_train_evaluate_export_score(
         options += ["--adaptation-epochs", "1"] if spec.recipe.contrastive else []
     data = ["--dataset", "csv", "--data", str(dataset)]
 
-    run(["train", name, *data, "--folds", "2", "--device", "cpu", "--offline", *options])
+    run(["train", name, *data, "--split", "official", "--device", "cpu", "--offline", *options])
     run(["evaluate", name, *data, "--split", "dev", "--output", "of-run", "--device", "cpu"])
     run(["export", name])
     run(["evaluate", name, *data, "--split", "dev", "--output", "of-bundle", "--device", "cpu"])

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cli import memcli, table
+from cli import memcli, memcli_here, table
 from media import make_video
 from tiny_bundle import make_tiny_bundle
 
@@ -32,7 +32,7 @@ def bundle(memcli_home: Path) -> None:
 
 
 def test_a_folder_gets_a_table_and_a_summary(clips: Path, tmp_path: Path) -> None:
-    done = memcli("score", clips, *TINY, cwd=tmp_path)
+    done = memcli_here("score", clips, *TINY, cwd=tmp_path)
     assert done.returncode == ExitCode.SOME_INPUTS_FAILED, done.stderr
     rows = table(tmp_path / "scores.csv")
     assert [Path(row["path"]).name for row in rows] == [
@@ -63,7 +63,7 @@ def test_formats_agree(clips: Path, tmp_path: Path, suffix: str) -> None:
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
     output = tmp_path / f"t.{suffix}"
-    done = memcli("score", clips / "a.mp4", *TINY, "--curve", "-o", output, cwd=tmp_path)
+    done = memcli_here("score", clips / "a.mp4", *TINY, "--curve", "-o", output, cwd=tmp_path)
     assert done.returncode == ExitCode.OK, done.stderr
     assert done.stdout == ""
     if suffix == "csv":
@@ -90,15 +90,15 @@ def test_scores_do_not_depend_on_workers_batches_or_threads(clips: Path, tmp_pat
         (["--workers", "1"], ["--workers", "4", "--batch-size", "3"], ["--threads", "1"])
     ):
         output = tmp_path / f"{number}.csv"
-        memcli("score", clips, *TINY, *options, "-o", output, cwd=tmp_path)
+        memcli_here("score", clips, *TINY, *options, "-o", output, cwd=tmp_path)
         tables.append(table(output))
     assert tables[0] == tables[1] == tables[2]
 
 
 def test_resume_scores_nothing_twice_and_keeps_failures(clips: Path, tmp_path: Path) -> None:
-    first = memcli("score", clips, *TINY, cwd=tmp_path)
+    first = memcli_here("score", clips, *TINY, cwd=tmp_path)
     before = (tmp_path / "scores.csv").read_bytes()
-    again = memcli("score", clips, *TINY, cwd=tmp_path)
+    again = memcli_here("score", clips, *TINY, cwd=tmp_path)
     assert first.returncode == again.returncode == ExitCode.SOME_INPUTS_FAILED
     assert (tmp_path / "scores.csv").read_bytes() == before
     assert "0 videos scored" in again.stderr
@@ -110,10 +110,10 @@ def test_retry_failed_takes_failures_only(clips: Path, tmp_path: Path) -> None:
     broken.parent.mkdir()
     broken.write_bytes(b"")
     good = make_video(tmp_path / "in" / "y.mp4", frames=4)
-    memcli("score", "in", *TINY, cwd=tmp_path)
+    memcli_here("score", "in", *TINY, cwd=tmp_path)
     status = broken.stat()
     broken.write_bytes(good.read_bytes())
-    retried = memcli("score", "in", *TINY, "--retry-failed", "--json", cwd=tmp_path)
+    retried = memcli_here("score", "in", *TINY, "--retry-failed", "--json", cwd=tmp_path)
     assert retried.returncode == ExitCode.OK
     summary = json.loads(retried.stderr.splitlines()[-1])
     assert (summary["ok"], summary["resumed"]) == (1, 1)
@@ -122,55 +122,57 @@ def test_retry_failed_takes_failures_only(clips: Path, tmp_path: Path) -> None:
 
 def test_a_changed_file_is_scored_again(tmp_path: Path) -> None:
     clip = make_video(tmp_path / "x.mp4", frames=4)
-    memcli("score", clip, *TINY, cwd=tmp_path)
+    memcli_here("score", clip, *TINY, cwd=tmp_path)
     (first,) = table(tmp_path / "scores.csv")
     make_video(clip, frames=9, image=lambda *_: __import__("numpy").full((64, 96, 3), 200, "u1"))
-    memcli("score", clip, *TINY, cwd=tmp_path)
+    memcli_here("score", clip, *TINY, cwd=tmp_path)
     (second,) = table(tmp_path / "scores.csv")
     assert first["score"] != second["score"]
 
 
 def test_other_settings_do_not_touch_a_table(clips: Path, tmp_path: Path) -> None:
-    memcli("score", clips / "a.mp4", *TINY, cwd=tmp_path)
+    memcli_here("score", clips / "a.mp4", *TINY, cwd=tmp_path)
     before = (tmp_path / "scores.csv").read_bytes()
-    done = memcli("score", clips / "a.mp4", *TINY, "--frames", "7", cwd=tmp_path)
+    done = memcli_here("score", clips / "a.mp4", *TINY, "--frames", "7", cwd=tmp_path)
     assert done.returncode == ExitCode.USAGE
     assert "frames 4; this run has frames 7" in done.stderr
     assert (tmp_path / "scores.csv").read_bytes() == before
-    done = memcli("score", clips / "a.mp4", *TINY, "--frames", "7", "--no-resume", cwd=tmp_path)
+    done = memcli_here(
+        "score", clips / "a.mp4", *TINY, "--frames", "7", "--no-resume", cwd=tmp_path
+    )
     assert done.returncode == ExitCode.OK
 
 
 def test_on_error_fail_stops_but_keeps_what_is_done(clips: Path, tmp_path: Path) -> None:
     paths = [clips / "empty.mp4", *[clips / "a.mp4"]]
-    done = memcli("score", *paths, *TINY, "--on-error", "fail", "--workers", "1", cwd=tmp_path)
+    done = memcli_here("score", *paths, *TINY, "--on-error", "fail", "--workers", "1", cwd=tmp_path)
     assert done.returncode == ExitCode.SOME_INPUTS_FAILED
     assert "empty.mp4" in {Path(row["path"]).name for row in table(tmp_path / "scores.csv")}
 
 
 def test_json_is_json_only(clips: Path, tmp_path: Path) -> None:
-    done = memcli("score", clips, *TINY, "--json", cwd=tmp_path)
+    done = memcli_here("score", clips, *TINY, "--json", cwd=tmp_path)
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert {"begin", "failed", "summary"} <= {event["event"] for event in events}
     assert events[-1]["event"] == "summary"
     assert events[-1]["exit_code"] == done.returncode == 1
     assert done.stdout == ""
-    missing = memcli("score", "absent", *TINY, "--json", cwd=tmp_path)
+    missing = memcli_here("score", "absent", *TINY, "--json", cwd=tmp_path)
     (error,) = [json.loads(line) for line in missing.stderr.splitlines()]
     assert (error["event"], error["exit_code"]) == ("error", 2)
 
 
 def test_quiet_says_nothing(clips: Path, tmp_path: Path) -> None:
-    done = memcli("score", clips / "a.mp4", *TINY, "--quiet", cwd=tmp_path)
+    done = memcli_here("score", clips / "a.mp4", *TINY, "--quiet", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_shards_make_the_whole(clips: Path, tmp_path: Path) -> None:
     parts = []
     for number in (1, 2):
-        memcli("score", clips, *TINY, "--shard", f"{number}/2", cwd=tmp_path)
+        memcli_here("score", clips, *TINY, "--shard", f"{number}/2", cwd=tmp_path)
         parts += table(tmp_path / f"scores.{number}-of-2.csv")
-    memcli("score", clips, *TINY, cwd=tmp_path)
+    memcli_here("score", clips, *TINY, cwd=tmp_path)
     assert sorted(row["path"] for row in parts) == sorted(
         row["path"] for row in table(tmp_path / "scores.csv")
     )
@@ -262,7 +264,7 @@ def test_special_files_get_rows(tmp_path: Path) -> None:
 def test_a_damaged_bundle_is_refused(memcli_home: Path, clips: Path, tmp_path: Path) -> None:
     graph = memcli_home / "bundles" / "tiny" / "fp32" / "model.onnx"
     graph.write_bytes(graph.read_bytes() + b"\0")
-    done = memcli("score", clips, *TINY, cwd=tmp_path)
+    done = memcli_here("score", clips, *TINY, cwd=tmp_path)
     assert done.returncode == ExitCode.NOT_USABLE
     assert "SHA-256" in done.stderr
 

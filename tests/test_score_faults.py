@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cli import memcli, memcli_command, table
+from cli import memcli, memcli_command, memcli_here, table
 from media import make_video
 from tiny_bundle import make_tiny_bundle
 
@@ -40,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(memcli_home: Path, tmp_path: Path) -> None:
     make_tiny_bundle(memcli_home)
     clip = make_video(tmp_path / "warm.mp4", frames=2)
-    assert memcli("score", clip, *TINY, "-o", "warm.csv", cwd=tmp_path).returncode == 0
+    assert memcli_here("score", clip, *TINY, "-o", "warm.csv", cwd=tmp_path).returncode == 0
 
 
 def start(many: Path, cwd: Path) -> subprocess.Popen[bytes]:

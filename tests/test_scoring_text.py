@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli import memcli, table, without_torch
+from cli import memcli, memcli_here, table, without_torch
 from media import make_video
 from tiny_bundle import (
     TEXT_PREP,
@@ -116,13 +116,13 @@ def test_a_table_never_mixes_captions(
 ) -> None:
     make_text_bundle(memcli_home)
     options = ("--model", "tiny-text", "--captions", captions)
-    memcli("score", clips / "a.mp4", *options, cwd=tmp_path)
+    memcli_here("score", clips / "a.mp4", *options, cwd=tmp_path)
     before = (tmp_path / "scores.csv").read_bytes()
-    again = memcli("score", clips / "a.mp4", *options, cwd=tmp_path)
+    again = memcli_here("score", clips / "a.mp4", *options, cwd=tmp_path)
     assert again.returncode == ExitCode.OK
     assert "0 videos scored" in again.stderr
     captions.write_text(captions.read_text().replace("a dog", "a cat"))
-    other = memcli("score", clips / "a.mp4", *options, cwd=tmp_path)
+    other = memcli_here("score", clips / "a.mp4", *options, cwd=tmp_path)
     assert other.returncode == ExitCode.USAGE
     assert "captions" in other.stderr
     assert (tmp_path / "scores.csv").read_bytes() == before
@@ -146,7 +146,7 @@ def test_bad_requests_end_before_anything_is_opened(
     make_tiny_bundle(memcli_home)
     make_text_bundle(memcli_home, frames=model == "tiny-fusion")
     (tmp_path / "c.csv").write_text("path,caption\na.mp4,a dog\n")
-    done = memcli("score", clips / "a.mp4", "--model", model, *options, cwd=tmp_path)
+    done = memcli_here("score", clips / "a.mp4", "--model", model, *options, cwd=tmp_path)
     assert done.returncode == ExitCode.USAGE, done.stderr
     assert message in done.stderr
     assert "verifying" not in done.stderr
@@ -189,7 +189,7 @@ def test_bench_measures_models_with_captions(
     for frames in (False, True):
         bundle = make_text_bundle(memcli_home, frames=frames)
         options = ("--model", bundle.model, "--engine", "onnxruntime", "--repeat", "1", "--json")
-        done = memcli("bench", clips / "a.mp4", clips / "b.mp4", *options, cwd=tmp_path)
+        done = memcli_here("bench", clips / "a.mp4", clips / "b.mp4", *options, cwd=tmp_path)
         assert done.returncode == ExitCode.OK, done.stderr
         report = json.loads(done.stdout)
         (engine,) = report["engines"]
@@ -197,21 +197,23 @@ def test_bench_measures_models_with_captions(
         assert engine["engine"]["videos"] == 2
         assert engine["end_to_end"]["videos_per_s"] > 0
         assert (report["frames"] > 0) == (report["preprocess"] is not None) == frames
-    shown = memcli("bench", clips / "a.mp4", "--model", "tiny-text", "--repeat", "1", cwd=tmp_path)
+    shown = memcli_here(
+        "bench", clips / "a.mp4", "--model", "tiny-text", "--repeat", "1", cwd=tmp_path
+    )
     assert "read captions" in shown.stdout
 
 
 def test_doctor_shows_their_speed(memcli_home: Path, tmp_path: Path) -> None:
     open_engine(make_text_bundle(memcli_home), engine="onnxruntime").engine.close()
-    done = memcli("doctor", cwd=tmp_path)
+    done = memcli_here("doctor", cwd=tmp_path)
     assert " clips/s" in done.stdout
-    done = memcli("doctor", "--json", cwd=tmp_path)
+    done = memcli_here("doctor", "--json", cwd=tmp_path)
     (model,) = json.loads(done.stdout)["models"]["installed"]
     assert {entry["frames_per_s"] for entry in model["engines"]} == {None}
 
 
 def test_bench_of_a_model_that_is_not_trained(tmp_path: Path) -> None:
-    done = memcli("bench", "--model", "early-fusion", cwd=tmp_path)
+    done = memcli_here("bench", "--model", "early-fusion", cwd=tmp_path)
     assert done.returncode == ExitCode.NOT_USABLE
     assert "has no trained head" in done.stderr
 

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from tiny_bundle import TINY_PREP, brightness_graph, make_tiny_bundle
-from tiny_models import make_tiny_model
 
 from memcli.engines import cuda as cuda_module
 from memcli.engines import plans
@@ -53,20 +52,18 @@ of every structure in the registry."""
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """name -> the folder of its fp32 graph and its spec; each is traced once."""
+def tiny(tmp_path_factory, tiny_export):
+    """name -> a folder of its fp32 graph, for other precisions, too, and its spec."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("tiny")
     made = {}
 
     def get(name):
         if name not in made:
-            from memcli.export.trained import write_traced
-
-            model = make_tiny_model(name, folder / "hub")
+            exported = tiny_export(name)
             (folder / name).mkdir()
-            write_traced(model.model, model.spec, folder / name)
-            made[name] = folder / name, model.spec
+            exported.copy_graph(folder / name)
+            made[name] = folder / name, exported.bundle.spec
         return made[name]
 
     return get

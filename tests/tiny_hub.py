@@ -1,7 +1,8 @@
-"""Tiny random checkpoints in the hub's format: hidden size 32, 2 layers, images of 32 pixels.
+"""Tiny random checkpoints in the hub's format: hidden size 32, few layers, images of 32 pixels.
 
 Made by transformers from a seed, so the same code runs on them as on the published ones. Each
-maker fills `folder` and returns it. Sizes, vocabularies and weights mean nothing.
+maker fills `folder` and returns it; one layer is enough where order and names of layers do not
+matter, and halves what tracing takes. Sizes, vocabularies and weights mean nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,6 @@ IMAGE = 32
 PATCH = 8
 TOKENS = 16
 """Tokens per caption of CLIP and SigLIP; the others take 64."""
-_LAYERS: dict[str, Any] = {
-    "hidden_size": HIDDEN,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 _PICTURE: dict[str, Any] = {"image_size": IMAGE, "patch_size": PATCH}
 _HALF = [0.5, 0.5, 0.5]
 _CLIP_MEAN, _CLIP_STD = (
@@ -35,14 +30,23 @@ _CLIP_MEAN, _CLIP_STD = (
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def make_siglip(folder: Path, seed: int = 0) -> Path:
+def _sizes(layers: int) -> dict[str, Any]:
+    return {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
+
+
+def make_siglip(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """SigLIP: Unigram tokenizer of lower-case words, 16 tokens always, square bicubic resize."""
     from transformers import SiglipConfig, SiglipModel
 
     tokenizer, pieces = unigram()
     size = tokenizer.get_vocab_size()
     text = {
-        **_LAYERS,
+        **_sizes(layers),
         "vocab_size": size,
         "max_position_embeddings": TOKENS,
         "pad_token_id": 1,
@@ -50,7 +54,7 @@ def make_siglip(folder: Path, seed: int = 0) -> Path:
         "eos_token_id": 1,
         "projection_size": HIDDEN,
     }
-    config = SiglipConfig(text_config=text, vision_config={**_LAYERS, **_PICTURE})
+    config = SiglipConfig(text_config=text, vision_config={**_sizes(layers), **_PICTURE})
     _save_model(SiglipModel, config, folder, seed)
     _write_siglip_prep(folder)
     (folder / "spiece.model").write_bytes(spiece_file(pieces))
@@ -68,13 +72,13 @@ def make_siglip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_siglip2(folder: Path, seed: int = 0) -> Path:
+def make_siglip2(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """SigLIP 2 of fixed resolution: a SigLIP model with a tokenizer like Gemma's."""
     from transformers import SiglipConfig, SiglipModel
 
     tokenizer = gemma()
     text = {
-        **_LAYERS,
+        **_sizes(layers),
         "vocab_size": tokenizer.get_vocab_size(),
         "max_position_embeddings": TOKENS,
         "pad_token_id": 0,
@@ -82,7 +86,7 @@ def make_siglip2(folder: Path, seed: int = 0) -> Path:
         "eos_token_id": 1,
         "projection_size": HIDDEN,
     }
-    config = SiglipConfig(text_config=text, vision_config={**_LAYERS, **_PICTURE})
+    config = SiglipConfig(text_config=text, vision_config={**_sizes(layers), **_PICTURE})
     _save_model(SiglipModel, config, folder, seed)
     _write_siglip_prep(folder)
     _save_tokenizer(
@@ -103,14 +107,14 @@ def make_siglip2(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_clip(folder: Path, seed: int = 0) -> Path:
+def make_clip(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """CLIP: byte-level BPE with word ends, 16 tokens, shortest side and centre crop."""
     from transformers import CLIPConfig, CLIPModel
 
     tokenizer = clip_bpe()
     size = tokenizer.get_vocab_size()
     text = {
-        **_LAYERS,
+        **_sizes(layers),
         "vocab_size": size,
         "max_position_embeddings": TOKENS,
         "pad_token_id": size - 1,
@@ -120,7 +124,7 @@ def make_clip(folder: Path, seed: int = 0) -> Path:
     }
     config = CLIPConfig(
         text_config=text,
-        vision_config={**_LAYERS, **_PICTURE, "projection_dim": SHARED},
+        vision_config={**_sizes(layers), **_PICTURE, "projection_dim": SHARED},
         projection_dim=SHARED,
     )
     _save_model(CLIPModel, config, folder, seed)
@@ -151,11 +155,11 @@ def make_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_vit(folder: Path, seed: int = 0) -> Path:
+def make_vit(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """ViT with a pooler, as google/vit-base-patch32-224-in21k: square bilinear resize."""
     from transformers import ViTConfig, ViTModel
 
-    _save_model(ViTModel, ViTConfig(**_LAYERS, **_PICTURE), folder, seed)
+    _save_model(ViTModel, ViTConfig(**_sizes(layers), **_PICTURE), folder, seed)
     _write(
         folder / "preprocessor_config.json",
         {
@@ -173,12 +177,13 @@ def make_vit(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_dinov2(folder: Path, seed: int = 0) -> Path:
+def make_dinov2(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """DINOv2: shorter side to 36 pixels, centre crop of 32."""
     from transformers import Dinov2Config, Dinov2Model
 
-    layers = {name: _LAYERS[name] for name in _LAYERS if name != "intermediate_size"}
-    config = Dinov2Config(**layers, mlp_ratio=2, **_PICTURE)
+    sizes = _sizes(layers)
+    del sizes["intermediate_size"]
+    config = Dinov2Config(**sizes, mlp_ratio=2, **_PICTURE)
     _save_model(Dinov2Model, config, folder, seed)
     _write(
         folder / "preprocessor_config.json",
@@ -200,13 +205,13 @@ def make_dinov2(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_dinov3(folder: Path, seed: int = 0) -> Path:
+def make_dinov3(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """DINOv3 ViT; a DINOv2 where this transformers (before 4.56) has none."""
     try:
         from transformers import DINOv3ViTConfig, DINOv3ViTModel
     except ImportError:
-        return make_dinov2(folder, seed)
-    config = DINOv3ViTConfig(**_LAYERS, **_PICTURE, num_register_tokens=2)
+        return make_dinov2(folder, seed, layers)
+    config = DINOv3ViTConfig(**_sizes(layers), **_PICTURE, num_register_tokens=2)
     _save_model(DINOv3ViTModel, config, folder, seed)
     _write(
         folder / "preprocessor_config.json",
@@ -227,7 +232,7 @@ def make_dinov3(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_distilbert(folder: Path, seed: int = 0) -> Path:
+def make_distilbert(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """DistilBERT with its WordPiece tokenizer."""
     from transformers import DistilBertConfig, DistilBertModel
 
@@ -237,7 +242,7 @@ def make_distilbert(folder: Path, seed: int = 0) -> Path:
         max_position_embeddings=64,
         dim=HIDDEN,
         hidden_dim=64,
-        n_layers=2,
+        n_layers=layers,
         n_heads=4,
         pad_token_id=0,
     )
@@ -246,13 +251,16 @@ def make_distilbert(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_bert_sentence(folder: Path, seed: int = 0) -> Path:
+def make_bert_sentence(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """A BERT sentence encoder (as all-MiniLM-L6-v2): mean of tokens at length 1."""
     from transformers import BertConfig, BertModel
 
     tokenizer = wordpiece()
     config = BertConfig(
-        **_LAYERS, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64, pad_token_id=0
+        **_sizes(layers),
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=64,
+        pad_token_id=0,
     )
     _save_model(BertModel, config, folder, seed)
     _save_bert_tokenizer(folder, tokenizer, "BertTokenizer")
@@ -260,13 +268,13 @@ def make_bert_sentence(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_sentence_roberta(folder: Path, seed: int = 0) -> Path:
+def make_sentence_roberta(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """A RoBERTa sentence encoder (as all-distilroberta-v1): mean of tokens at length 1."""
     from transformers import RobertaConfig, RobertaModel
 
     tokenizer = roberta_bpe()
     config = RobertaConfig(
-        **_LAYERS,
+        **_sizes(layers),
         vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=64 + 2,
         pad_token_id=1,

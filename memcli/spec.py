@@ -215,7 +215,7 @@ class EegRecipe:
     decay_samples: float = 500.0
     """Of the exponential that early windows are drawn by (tcl-regress-exp)."""
     folds: int = 5
-    split: Literal["epochs", "subjects"] = "epochs"
+    split: Literal["epochs", "subjects", "videos"] = "epochs"
     """What folds keep apart. The paper's are of epochs."""
 
 
@@ -371,7 +371,8 @@ def _check_text(text: TextPrep) -> None:
 def _check_eeg(eeg: EegPrep) -> None:
     if not 1 <= len(eeg.channels) <= MAX_CHANNELS:
         raise ValueError(f"spec.eeg has {len(eeg.channels)} channels, not 1 to {MAX_CHANNELS}")
-    if len(set(eeg.channels)) < len(eeg.channels) or len(set(eeg.subjects)) < len(eeg.subjects):
+    spellings = {" ".join(name.split()).casefold() for name in eeg.channels}
+    if len(spellings) < len(eeg.channels) or len(set(eeg.subjects)) < len(eeg.subjects):
         raise ValueError("spec.eeg names a channel or a subject twice")
     if min(eeg.sfreq_hz, eeg.duration_s, eeg.window_s) <= 0:
         raise ValueError("spec.eeg.sfreq_hz, duration_s and window_s must be positive")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -25,10 +28,12 @@ from memcli.training.eeg_fitting import known_subjects  # noqa: E402
 QUICK = ["--folds", "2", "--epochs", "2", "--set", "filters=4", "--set", "embedding=2"]
 
 
+PLANTED = Planted(("Cz", "Pz"), subjects=3, epochs=8, sfreq_hz=100.0, test_share=0.25)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    what = Planted(("Cz", "Pz"), subjects=3, epochs=8, sfreq_hz=100.0, test_share=0.25)
-    return write_planted(what, tmp_path_factory.mktemp("planted") / "data")
+    return write_planted(PLANTED, tmp_path_factory.mktemp("planted") / "data")
 
 
 def train(data: Path, output: Path, *more: str) -> int:
@@ -109,9 +114,64 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
     assert runs[0].metrics == runs[1].metrics
 
 
+def test_folds_of_videos(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    assert train(data, output, "--split", "videos") == 0
+    told = capsys.readouterr().out
+    assert "videos held out" in told
+    assert "6 of 6 videos have several epochs" in told
+    assert "--split videos keeps" not in told
+    run = read_run(output)
+    assert list(run.metrics["splits"]) == ["videos", "epochs", "subjects"]
+    fold_of: dict[str, set[int]] = {}
+    for name, (fold, _) in predictions(output / "predictions.csv").items():
+        fold_of.setdefault(name.split(":")[1], set()).add(fold)  # each has the same videos
+    assert len(fold_of) == 6
+    assert all(len(folds) == 1 for folds in fold_of.values())
+
+
+def test_videos_on_both_sides_are_spoken_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for stem in "abcd":
+        named = {"label": np.arange(4) % 2, "video": np.array([f"v{i}" for i in range(4)])}
+        named["ch_names"] = np.array(["Cz", "Pz"])
+        eeg = rng.normal(0, 9, (4, 2, 1100))
+        np.savez(tmp_path / f"{stem}.npz", data=eeg, sfreq=100.0, **named)
+    assert train(tmp_path, tmp_path / "run", "--subject-conditioning") == 2
+    assert "no recording says whose it is" in capsys.readouterr().err
+    assert train(tmp_path, tmp_path / "run") == 0
+    told = capsys.readouterr()
+    assert "4 of 4 videos have several epochs" in told.out
+    assert "--split videos keeps them together" in told.out
+    assert "4 recordings do not say whose they are" in told.err
+
+
+def test_reproduce_shows_no_figures_of_other_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = shutil.copytree(data, tmp_path / "data")
+    command = ["reproduce", "eeg", "--data", str(place), "-o", str(tmp_path / "out"), *QUICK]
+    assert memcli([*command, "--models", "none"]) == 0
+    before = {
+        line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()
+        if "|" in line
+    }["No pre-training"]  # fmt: skip
+    shutil.rmtree(place)
+    write_planted(replace(PLANTED, seed=5), place)
+    assert memcli([*command, "--models", "none"]) == 1
+    told = capsys.readouterr().out
+    assert before not in told
+    assert "the data has changed" in told
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["train", "eeg-cnn", "--channels", "T3,T7", "--data", "."], "named twice: T3, T7"),
+        (["train", "eeg-cnn", "--split", "videos", "--folds", "9", "--data", "."], "9 videos"),
+        (["train", "vision", "--split", "videos", "--data", "."], "no such split"),
         (["train", "eeg-cnn", "--frames", "8", "--data", "."], "--frames"),
         (["train", "eeg-cnn", "--split", "official", "--data", "."], "no such split"),
         (["train", "vision", "--pretext", "tcl", "--data", "."], "--pretext"),

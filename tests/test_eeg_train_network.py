@@ -12,6 +12,7 @@ from planted_eeg import eeg_spec  # noqa: E402
 
 from memcli.errors import ModelError  # noqa: E402
 from memcli.models import get_model  # noqa: E402
+from memcli.spec import ModelSpec  # noqa: E402
 from memcli.train.eeg.network import EegModel, z_score  # noqa: E402
 
 
@@ -113,6 +114,15 @@ def test_conditioning_learns_nothing_for_the_unknown() -> None:
 def test_options_that_it_does_not_have_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ModelError, match="option"):
         EegModel(eeg_spec(**options))
+
+
+@pytest.mark.parametrize("twice", ["Cz", "CZ", " cz"])
+def test_a_spec_that_names_a_channel_twice_is_none(twice: str) -> None:
+    written = eeg_spec().to_dict()
+    assert ModelSpec.from_dict(written) == eeg_spec()
+    written["eeg"]["channels"] = ["Cz", twice]
+    with pytest.raises(ValueError, match="twice"):
+        ModelSpec.from_dict(written)
 
 
 def test_a_model_of_videos_is_refused() -> None:

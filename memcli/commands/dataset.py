@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from memcli.commands.eeg_options import channel_names, eeg_reading_options
 from memcli.commands.options import json_option
-from memcli.errors import ExitCode
+from memcli.errors import ExitCode, UsageError
 from memcli.spec import FramePrep
 from memcli.text import plural, printable
 
@@ -36,6 +37,7 @@ def command() -> None:
     Examples:
       memcli dataset check ./memento10k
       memcli dataset check ./films.csv --dataset moviemem --decode
+      memcli dataset check ./recordings --dataset eeg --event 'clip/.*' --recognised old
     """
 
 
@@ -48,17 +50,21 @@ def command() -> None:
     help="memento10k, videomem, trecvid, videm, moviemem, csv or eeg; default: what the files say.",
 )
 @click.option("--decode", is_flag=True, help="Decode three frames of every video, too.")
+@eeg_reading_options
 @json_option("The summary and every problem as JSON on standard output.")
-def check(folder: Path, name: str | None, decode: bool, as_json: bool) -> int:
+def check(folder: Path, name: str | None, decode: bool, as_json: bool, **reading: Any) -> int:
     """Say what a dataset holds, and each problem with its file and line.
 
-    DIR is the dataset's folder, or the CSV file of the generic form. Exit code: 0 without errors,
-    1 with errors, 2 if DIR is no dataset.
+    DIR is the dataset's folder, the CSV file of the generic form, or a recording. Exit code: 0
+    without errors, 1 with errors, 2 if DIR is no dataset.
     """
     from memcli.train.datasets import detect, load_dataset
 
     if name == _EEG:
-        return _check_eeg(folder, as_json=as_json)
+        if decode:
+            raise UsageError("this is for videos", where="--decode", next_step="Leave it out.")
+        return _check_eeg(folder, reading, as_json=as_json)
+    _refuse_eeg_options(reading)
     dataset = load_dataset(name or detect(folder), folder)
     problems = [*dataset.problems, *(_undecodable(dataset) if decode else ())]
     if as_json:
@@ -112,9 +118,7 @@ def planted_eeg(
       memcli dataset planted-eeg ./planted
       memcli dataset planted-eeg ./planted --like recording.vhdr --subjects 12
     """
-    from memcli.commands.eeg_options import channel_names
     from memcli.eeg import open_recording
-    from memcli.errors import UsageError
     from memcli.models.eeg import CHANNELS_32
     from memcli.progress import say
     from memcli.train.eeg.planted import Planted, write_planted
@@ -130,38 +134,31 @@ def planted_eeg(
     say(f"planted EEG in {printable(str(written))}: a demonstration, not data of people")
 
 
-def _check_eeg(folder: Path, *, as_json: bool) -> int:
-    """What a training of an EEG model would work on; what is wrong with it is raised."""
+def _check_eeg(folder: Path, given: dict[str, Any], *, as_json: bool) -> int:
+    """What a training of an EEG model would work on, and what is wrong with it."""
     from memcli.models.eeg import EEG_CNN
-    from memcli.train.eeg.loading import Source, load
+    from memcli.training.eeg_check import check_eeg
+    from memcli.training.eeg_settings import EegSettings
 
-    assert EEG_CNN.eeg is not None
-    found = load(Source(folder), EEG_CNN.eeg)
-    labels = found.examples.labels
-    report: dict[str, Any] = {
-        "dataset": _EEG,
-        "root": str(folder),
-        "recordings": found.recordings,
-        "epochs": len(labels),
-        "recognised": int(labels.sum()),
-        "subjects": dict(sorted(Counter(found.subjects).items())),
-        "test_epochs": len(found.test) if found.test is not None else 0,
-        "channels": list(found.prep.channels),
-        "demonstration": found.demonstration,
-        "notes": list(found.notes),
-    }
+    reading = given | {"channels": channel_names(given["channels"])}
+    found = check_eeg(EegSettings(EEG_CNN.name, str(folder), **reading))
     if as_json:
-        click.echo(json.dumps(report, indent=2))
-        return ExitCode.OK
-    counts = report["subjects"].values()
-    shown = report | {
-        "subjects": f"{len(counts):,}, of {min(counts):,} to {max(counts):,} epochs",
-        "channels": f"{len(report['channels'])}: {' '.join(report['channels'])}",
-        "notes": "; ".join(report["notes"]) or "none",
-    }
-    for key, value in shown.items():
-        click.echo(printable(f"{key.replace('_', ' '):<14}{value}"))
-    return ExitCode.OK
+        click.echo(json.dumps(found.report(), indent=2))
+    else:
+        for line in found.lines():
+            click.echo(printable(line))
+    return ExitCode.SOME_INPUTS_FAILED if found.problems else ExitCode.OK
+
+
+def _refuse_eeg_options(given: dict[str, Any]) -> None:
+    context = click.get_current_context()
+    for name in given:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(
+                "this is for recordings of EEG",
+                where=f"--{name.replace('_', '-')}",
+                next_step=f"Leave it out, or add  --dataset {_EEG}",
+            )
 
 
 def _by_split(dataset: Dataset) -> dict[str, list[Item]]:

@@ -1,4 +1,4 @@
-"""Options of `memcli train` for EEG models."""
+"""Options of `memcli train` for EEG models, and of `memcli dataset check` for their data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,35 @@ EEG_ONLY = (
     "pretext_epochs",
 )
 """Their names."""
+
+
+_READING = (
+    click.option(
+        "--channels", metavar="A,B,...", help="EEG: these, instead of all that all recordings have."
+    ),
+    click.option("--event", metavar="REGEX|ID", help="EEG: events that epochs begin at."),
+    click.option(
+        "--onsets",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="CSV",
+        help="EEG: a table of onsets and labels instead of events.",
+    ),
+    click.option("--recognised", metavar="REGEX", help="EEG: events whose label is 1; others 0."),
+    click.option(
+        "--on-missing",
+        type=click.Choice(["fail", "interpolate"]),
+        default="fail",
+        help="EEG: channels that a recording lacks.",
+    ),
+)
+"""How labelled recordings are read; `memcli dataset check` has them, too."""
+
+
+def eeg_reading_options(function: F) -> F:
+    """All of `_READING`."""
+    for option in reversed(_READING):
+        function = option(function)
+    return function
 
 
 def eeg_options(function: F) -> F:
@@ -40,9 +69,7 @@ def eeg_options(function: F) -> F:
             click.option(
                 "--subject-conditioning", is_flag=True, help="EEG: learn what differs by subject."
             ),
-            click.option(
-                "--channels", metavar="A,B,...", help="EEG: these, instead of all that are there."
-            ),
+            eeg_reading_options,
             click.option(
                 "--high-pass", type=click.FloatRange(0, min_open=True), metavar="HZ", help="EEG."
             ),
@@ -51,22 +78,6 @@ def eeg_options(function: F) -> F:
             ),
             click.option(
                 "--average-reference", is_flag=True, help="EEG: less the mean of all channels."
-            ),
-            click.option("--event", metavar="REGEX|ID", help="EEG: events that epochs begin at."),
-            click.option(
-                "--onsets",
-                type=click.Path(exists=True, dir_okay=False),
-                metavar="CSV",
-                help="EEG: a table of onsets and labels instead of events.",
-            ),
-            click.option(
-                "--recognised", metavar="REGEX", help="EEG: events whose label is 1; others 0."
-            ),
-            click.option(
-                "--on-missing",
-                type=click.Choice(["fail", "interpolate"]),
-                default="fail",
-                help="EEG: channels that a recording lacks.",
             ),
             click.option(
                 "--pretext-epochs",

@@ -16,6 +16,8 @@ _VIDEO_ONLY = (
     *("dataset", "target", "encoder", "text_encoder", "features", "frames", "adaptation_epochs"),
     *("choose_alpha", "max_missing", "devices", "mixed_precision", "auto_batch", "workers"),
 )
+_VIDEO_SPLITS = ("folds", "official", "full")
+_EEG_SPLITS = ("epochs", "subjects", "videos")
 _OPTION_NAMES = {"options": "set", "baselines": "baseline"}
 
 
@@ -30,9 +32,9 @@ _OPTION_NAMES = {"options": "set", "baselines": "baseline"}
 @click.option("--target", metavar="SCORE", help="short-term, long-term, raw or normalized.")
 @click.option(
     "--split",
-    type=click.Choice(["folds", "official", "full", "epochs", "subjects"]),
-    help="Held-out videos: folds; the dataset's dev; none.  [default: folds]  EEG: folds of epochs"
-    " or of subjects.  [default: epochs]",
+    type=click.Choice([*_VIDEO_SPLITS, *_EEG_SPLITS]),
+    help="Held-out videos: folds; the dataset's dev; none.  [default: folds]  EEG: folds of epochs,"
+    " subjects or videos.  [default: epochs]",
 )
 @click.option("--folds", type=click.IntRange(min=2), metavar="K", help="Number of folds.")
 @click.option(
@@ -162,11 +164,11 @@ def _check_kind(model: str, *, is_eeg: bool) -> None:
                 next_step="Leave it out.",
             )
     split = context.params["split"]
-    if split is not None and (split in ("epochs", "subjects")) != is_eeg:
+    if split is not None and (split in _EEG_SPLITS) != is_eeg:
         raise UsageError(
             f"{model} has no such split",
             where=f"--split {split}",
-            next_step="One of: epochs, subjects" if is_eeg else "One of: folds, official, full",
+            next_step=f"One of: {', '.join(_EEG_SPLITS if is_eeg else _VIDEO_SPLITS)}",
         )
 
 

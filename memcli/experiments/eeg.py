@@ -1,18 +1,20 @@
 """`memcli reproduce eeg`: the five rows of 000_bcb79d7cf5a52fe8.txt, table 2, on one dataset.
 
 FOLDER/runs/STRATEGY/ are run folders as `memcli train eeg-cnn` makes them; what is complete there
-is not done again. The row of the ensemble is made of the folds' models of TCL-regress.
+is not done again, but must be of the data as it is now. The row of the ensemble is made of the
+folds' models of TCL-regress.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcli.errors import MemcliError, OutputError, UsageError, is_interrupt
+from memcli.errors import MemcliError, MissingDependencyError, OutputError, UsageError, is_interrupt
 from memcli.experiments.files import CSV_FILE, write_tables
 from memcli.experiments.tables import Figure, Quantity, Row, Table
 from memcli.home import make_dir
@@ -23,6 +25,7 @@ from memcli.training.eeg_settings import EegSettings, Pretext
 from memcli.training.settings import NoProgress, Progress
 
 if TYPE_CHECKING:
+    from memcli.train.eeg.loading import EegDataset
     from memcli.train.run import Run
 
 MODEL = "eeg-cnn"
@@ -31,6 +34,7 @@ TEST = "AUROC, test"
 SUBJECTS = "AUROC, subjects held out"
 _SPREAD = ".3f"
 _NOT_RUN = "not run"
+_NO_TEST = "no test split"
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,7 @@ def reproduce_eeg(
     Only `strategies` (none: all) are trained; of others, what is complete is shown. A row that
     fails says why, and the others go on. Raises UsageError for what concerns the whole.
     """
-    from memcli.train import plots
-
-    plots.require_packages()
+    _require_plots()
     known = [one.name for one in STRATEGIES]
     for name in strategies:
         if name not in known:
@@ -108,6 +110,17 @@ def reproduce_eeg(
     return table
 
 
+def _require_plots() -> None:
+    from memcli.train import plots
+
+    try:
+        plots.require_packages()
+    except MissingDependencyError as error:
+        raise MissingDependencyError(
+            "matplotlib", purpose="plotting", install="pip install 'memcli[train,eeg]'"
+        ) from error
+
+
 def _check_folder(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError("this is a file, not a folder", where=str(output))
@@ -124,6 +137,15 @@ def _check_folder(output: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Data:
+    """The data, as far as it is compared with that of runs, and tested on."""
+
+    digest: str
+    tested: EegDataset
+    """Without the examples of the training."""
+
+
 class _Reproduction:
     def __init__(self, settings: EegSettings, output: Path, device: str, progress: Progress):
         self.settings = settings
@@ -132,20 +154,35 @@ class _Reproduction:
         self.progress = progress
         self.runs: dict[str, Run] = {}
 
+    @cached_property
+    def data(self) -> _Data:
+        """What lies in the folder of the data now. Raises DatasetError."""
+        from memcli.training.eeg import load_examples
+        from memcli.training.eeg_settings import make_eeg_spec
+
+        prep = make_eeg_spec(_own(self.settings, "none")).eeg
+        assert prep is not None
+        found = load_examples(self.settings, prep)
+        # Trainings read the data themselves: only what they do not need is kept beside them.
+        return _Data(found.digest, replace(found, examples=found.examples.subset([])))
+
     def row(self, strategy: Strategy, *, trains: bool) -> Row:
         self.progress.message(f"{strategy.title}")
         obtained: dict[str, Figure] = {}
         failure, absent = "", ""
+        reasons: dict[str, str] = {}
         try:
             run = self._run(strategy.pretext, trains=trains)
             if run is None:
                 absent = _NOT_RUN
             elif strategy.ensemble:
-                obtained = _ensemble(run, self.settings, self.device, self.progress.message)
-                absent = "no test split" if not obtained else "not defined"
+                obtained = self._ensemble(run)
+                absent = "not defined"
             else:
                 obtained = _figures(run)
                 absent = "not defined"
+            if run is not None and not run.dataset.get("test_epochs"):
+                reasons = {TEST: _NO_TEST}
         except OutputError:
             raise
         except Exception as error:
@@ -164,18 +201,17 @@ class _Reproduction:
             obtained=obtained,
             failure=failure,
             absent=absent,
+            reasons=reasons,
         )
 
     def _run(self, pretext: Pretext, *, trains: bool) -> Run | None:
         """The run of a strategy: from before, gone on with, or made now; None: not to be made."""
         from memcli.train.run import RUN_FILE, read_run
-        from memcli.training.eeg import resume_eeg, train_eeg
+        from memcli.training.eeg import check_same_data, resume_eeg, train_eeg
 
         if pretext in self.runs:
             return self.runs[pretext]
-        own = replace(self.settings, pretext=pretext)
-        if pretext == "none":
-            own = replace(own, pretext_epochs=None)
+        own = _own(self.settings, pretext)
         folder = self.output.absolute() / "runs" / pretext
         if (folder / RUN_FILE).exists():
             run = read_run(folder, unfinished=True)
@@ -185,9 +221,11 @@ class _Reproduction:
                     where=str(folder),
                     next_step="Choose another folder:  --output DIR",
                 )
-            if run.status != "complete":
-                if not trains:
-                    return None
+            if run.status == "complete":
+                check_same_data(run, self.data.digest, own.data)
+            elif not trains:
+                return None
+            else:
                 run = resume_eeg(folder, self.progress, device=self.device)
         elif trains:
             run = train_eeg(own, self.progress, output=folder, device=self.device)
@@ -195,6 +233,18 @@ class _Reproduction:
             return None
         self.runs[pretext] = run
         return run
+
+    def _ensemble(self, run: Run) -> dict[str, Figure]:
+        """The mean of the folds' probabilities, on the test split; nothing without one."""
+        from memcli.train.trainer import Machine
+        from memcli.training.eeg_fitting import ensemble_metrics, tested_examples
+
+        if not run.dataset.get("test_epochs"):
+            return {}
+        assert run.spec.eeg is not None
+        test = tested_examples(run.spec.eeg, self.data.tested)
+        device = Machine(self.device).torch_device()
+        return {TEST: _figure(ensemble_metrics(run, test, device, self.progress.message))}
 
     def table(self, rows: tuple[Row, ...], note: str) -> Table:
         paper = PAPERS["early-fusion"]
@@ -208,9 +258,9 @@ class _Reproduction:
         made_up = False
         if first is not None:
             notes.insert(0, f"Obtained on {first.spec.trained_on}.")
-            made_up = bool(first.dataset.get("demonstration"))
+            made_up = any(one.dataset.get("demonstration") for one in self.runs.values())
             if not first.dataset.get("test_epochs"):
-                notes.append("No epoch is of the split `test`: that column is not obtained.")
+                notes.append('No epoch is of the split "test": that column is not obtained.')
         return Table(
             "table-2",
             "Table 2: AUROC of five strategies for recall prediction from EEG",
@@ -222,6 +272,12 @@ class _Reproduction:
             if made_up
             else "",
         )
+
+
+def _own(settings: EegSettings, pretext: Pretext) -> EegSettings:
+    """Settings of a strategy."""
+    epochs = settings.pretext_epochs if pretext != "none" else None
+    return replace(settings, pretext=pretext, pretext_epochs=epochs)
 
 
 def _figures(run: Run) -> dict[str, Figure]:
@@ -247,22 +303,6 @@ def _figure(metrics: Mapping[str, Any]) -> Figure:
         interval=tuple(interval) if interval is not None else None,
         videos=metrics["n"],
     )
-
-
-def _ensemble(
-    run: Run, settings: EegSettings, device: str, report: Callable[[str], None]
-) -> dict[str, Figure]:
-    """The mean of the folds' probabilities, on the test split; nothing without one."""
-    from memcli.train.trainer import Machine
-    from memcli.training.eeg import load_examples
-    from memcli.training.eeg_fitting import ensemble_metrics, tested_examples
-
-    if not run.dataset.get("test_epochs"):
-        return {}
-    assert run.spec.eeg is not None
-    test = tested_examples(run.spec.eeg, load_examples(settings, run.spec.eeg))
-    found = ensemble_metrics(run, test, Machine(device).torch_device(), report)
-    return {TEST: _figure(found)}
 
 
 def strategy_defaults(epochs: int | None) -> int | None:

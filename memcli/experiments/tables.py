@@ -84,6 +84,12 @@ class Row:
     """Why nothing was obtained."""
     absent: str = ""
     """What stands in place of figures that nobody tried to obtain."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """The same by quantity, where one has a reason of its own."""
+
+    def missing(self, quantity: str) -> str:
+        """Why the quantity was not obtained; "" if nothing says it."""
+        return self.failure or self.reasons.get(quantity, self.absent)
 
 
 @dataclass(frozen=True)
@@ -184,8 +190,8 @@ def _cells(table: Table, row: Row) -> Iterable[str]:
         if table.compares:
             yield shown(row.published.get(quantity.name), quantity.form)
         figure = row.obtained.get(quantity.name)
-        if figure is None and (row.failure or row.absent):
-            yield "failed" if row.failure else row.absent
+        if figure is None and (reason := row.missing(quantity.name)):
+            yield "failed" if row.failure else reason
         else:
             yield shown(figure, quantity.form)
 
@@ -212,7 +218,7 @@ def _records(table: Table, row: Row) -> Iterable[tuple[object, ...]]:
             yield (*start, name, "published", *_numbers(published), "ok", "", mark)
         obtained = row.obtained.get(quantity.name)
         status = "ok" if obtained is not None else "failed" if row.failure else "absent"
-        reason = csv_cell(row.failure or row.absent) if obtained is None else ""
+        reason = csv_cell(row.missing(quantity.name)) if obtained is None else ""
         yield (*start, name, "obtained", *_numbers(obtained or Figure(None)), status, reason, mark)
 
 

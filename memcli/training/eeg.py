@@ -6,6 +6,7 @@ Source: 000_bcb79d7cf5a52fe8.txt, sections 2.2 and 3.2.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,13 @@ from memcli.spec import EegPrep, EegRecipe
 from memcli.text import plural, printable
 from memcli.training import resume as resuming
 from memcli.training.eeg_fitting import EegFitting, Folds, make_model
-from memcli.training.eeg_settings import EEG_SPLITS, EegSettings, make_eeg_spec, same_data
+from memcli.training.eeg_settings import (
+    MEASURED_SPLITS,
+    EegSettings,
+    make_eeg_spec,
+    same_data,
+    source_of,
+)
 from memcli.training.settings import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -87,17 +94,19 @@ def _train(
 
 def load_examples(settings: EegSettings, prep: EegPrep) -> EegDataset:
     """The labelled epochs that the settings name. Raises DatasetError."""
-    from memcli.train.eeg import loading
+    from memcli.train.eeg.loading import load
 
-    source = loading.Source(
-        Path(settings.data),
-        settings.channels,
-        settings.event,
-        Path(settings.onsets) if settings.onsets is not None else None,
-        settings.recognised,
-        settings.on_missing,
-    )
-    return loading.load(source, prep)
+    return load(source_of(settings), prep)
+
+
+def check_same_data(run: Run, digest: str, data: str) -> None:
+    """Raise UsageError unless `digest`, of what lies in `data` now, is that of the run."""
+    if run.dataset.get("digest") != digest:
+        raise UsageError(
+            "the data has changed since this training began",
+            where=printable(data),
+            next_step="Put it back as it was, name a copy of that (--data DIR), or train anew.",
+        )
 
 
 def _require_packages() -> None:
@@ -147,7 +156,7 @@ class _EegTraining:
         make_model(self.spec, settings)
         splits = self._splits(dataset)
         folder = self._opened(dataset, splits)
-        self._check_same(folder, dataset)
+        check_same_data(folder.run, dataset.digest, settings.data)
         EegFitting(settings, progress, self.device, self.spec, dataset, splits).carry_out(folder)
         self.folder = None
         return folder.finish()
@@ -155,7 +164,14 @@ class _EegTraining:
     def _take(self, dataset: EegDataset) -> None:
         """What the data decides of the spec."""
         names = tuple(sorted(set(dataset.subjects)))
-        known = names if self.settings.subject_conditioning else ()
+        said = tuple(name for name in names if name not in dataset.unnamed)
+        if self.settings.subject_conditioning and not said:
+            raise UsageError(
+                "no recording says whose it is",
+                where="--subject-conditioning",
+                next_step="Give the epochs a column `subject`, or leave this option out.",
+            )
+        known = said if self.settings.subject_conditioning else ()
         told = f"{Path(self.settings.data).name}, {plural(len(dataset.examples), 'epoch')}"
         told += f" of {plural(len(names), 'subject')}"
         if dataset.demonstration:
@@ -171,16 +187,18 @@ class _EegTraining:
     def _splits(self, dataset: EegDataset) -> list[Folds]:
         """The folds, those asked for first. Raises DatasetError where these cannot be had."""
         from memcli.train.datasets import DatasetError
-        from memcli.train.eeg.folds import epoch_folds, subject_folds
+        from memcli.train.eeg.folds import epoch_folds, subject_folds, video_folds
 
         labels = [int(one) for one in dataset.examples.labels]
         count, seed = cast(EegRecipe, self.spec.eeg_recipe).folds, self.settings.seed
         found = []
-        for split in sorted(EEG_SPLITS, key=lambda one: one != self.settings.split):
+        for split in dict.fromkeys((self.settings.split, *MEASURED_SPLITS)):
             asked = split == self.settings.split
             try:
                 if split == "epochs":
                     held = epoch_folds(labels, count, seed)
+                elif split == "videos":
+                    held = video_folds(labels, dataset.videos, count, seed)
                 else:
                     there = len(set(dataset.subjects))
                     fewer = count if asked else max(2, min(count, there))
@@ -203,6 +221,7 @@ class _EegTraining:
         if self.folder is not None:
             return self.folder
         data = Path(self.settings.data).absolute()
+        epochs_of = Counter(video for video in dataset.videos if video is not None)
         described: dict[str, Any] = {
             "name": data.name,
             "root": str(data),
@@ -212,6 +231,8 @@ class _EegTraining:
             "test_epochs": len(dataset.test) if dataset.test is not None else 0,
             "recognised": int(dataset.examples.labels.sum()),
             "subjects": len(set(dataset.subjects)),
+            "videos": len(epochs_of),
+            "repeated_videos": sum(count > 1 for count in epochs_of.values()),
             "recordings": dataset.recordings,
             "demonstration": dataset.demonstration,
             "left_out": {},
@@ -239,11 +260,3 @@ class _EegTraining:
         )
         self.progress.message(f"run folder {printable(str(folder.run.folder))}")
         return folder
-
-    def _check_same(self, folder: RunFolder, dataset: EegDataset) -> None:
-        if folder.run.dataset.get("digest") != dataset.digest:
-            raise UsageError(
-                "the data has changed since this training began",
-                where=printable(self.settings.data),
-                next_step="Put it back as it was, name a copy of that (--data DIR), or train anew.",
-            )

@@ -3,6 +3,7 @@
 Folds of epochs are the paper's: the epochs that a fold holds out also say when its learning rate
 falls and which epoch of the training is the best, which flatters them a little. Folds of subjects
 are stricter: another subject of the training says so, and those held out are looked at only once.
+Folds of videos are as strict, with other videos of the training.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class EegFitting:
         import torch
 
         from memcli.train.eeg import baselines
-        from memcli.train.eeg.folds import monitoring_part
+        from memcli.train.eeg.folds import monitoring_part, monitoring_videos
         from memcli.train.eeg.loop import predict
         from memcli.train.run import fold_file
         from memcli.train.run_folder import Prediction
@@ -167,8 +168,11 @@ class EegFitting:
         train = sorted(set(range(len(self.examples))) - set(held))
         held_out = self.examples.subset(list(held))
         monitor = held_out
-        if folds.split == "subjects":
-            labels = [int(one) for one in self.examples.labels]
+        labels = [int(one) for one in self.examples.labels]
+        if folds.split == "videos":
+            train, monitored = monitoring_videos(train, self.dataset.videos, labels, seed)
+            monitor = self.examples.subset(monitored)
+        elif folds.split == "subjects":
             train, monitored = monitoring_part(train, self.dataset.subjects, labels, seed)
             monitor = _strangers(self.examples.subset(monitored))
             held_out = _strangers(held_out)

@@ -1,4 +1,4 @@
-"""What `memcli train` prints of an EEG model: both splits, peers, calibration, what comes next."""
+"""What `memcli train` prints of an EEG model: its splits, peers, calibration, what comes next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from memcli.train.run import Run
 
 DEMONSTRATION = "demonstration: trained on planted data; probabilities mean nothing for people"
-_TITLES = {"epochs": "epochs held out", "subjects": "subjects held out"}
+_TITLES = {
+    "epochs": "epochs held out",
+    "subjects": "subjects held out",
+    "videos": "videos held out",
+}
 _MEASURES = ("accuracy", "balanced_accuracy")
 _HEAD = ("", "AUROC (folds)", "95 %", "accuracy", "95 %", "balanced", "95 %", "ECE")
 _WIDTHS = (30, 15, 15, 10, 15, 10, 15, 7)
@@ -45,6 +49,7 @@ def closing_lines(run: Run) -> list[str]:
                 f"expected calibration error, {_TITLES[split]}: {before:.3f} before temperature,"
                 f" {after:.3f} after (each fold's from the other folds)"
             )
+    lines += _of_videos(data, metrics["splits"])
     lines += [
         f"published {one.metric} {one.value:.3f} ({one.dataset}; {cited(one.source)}):"
         " other data, unless yours is that"
@@ -58,6 +63,18 @@ def closing_lines(run: Run) -> list[str]:
             f" ({run.full['epochs_because']}), temperature {run.full['temperature']:.2f}"
         )
     return [*lines, "", f"run: {run.folder}", f"next: memcli export {run.model}"]
+
+
+def _of_videos(data: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
+    """Whether epochs of one video are on both sides of folds."""
+    others = " and ".join(_TITLES[split] for split in splits if split != "videos")
+    if not data["videos"]:
+        return [f"{others}: one video may be on both sides; the data does not say which is which"]
+    if not data["repeated_videos"]:
+        return []
+    told = f"{others}: {data['repeated_videos']} of {data['videos']} videos have several epochs,"
+    told += " which may be on both sides"
+    return [told if "videos" in splits else f"{told}; --split videos keeps them together"]
 
 
 def _calibration(found: Mapping[str, Any]) -> float:

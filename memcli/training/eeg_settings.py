@@ -6,8 +6,9 @@ import dataclasses
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from memcli.eeg.names import repeated
 from memcli.errors import ModelError, UsageError
 from memcli.models import get_model
 from memcli.spec import EegPrep, ModelSpec
@@ -15,10 +16,14 @@ from memcli.text import printable
 from memcli.training.plan import check_options
 from memcli.typed import parsed
 
+if TYPE_CHECKING:
+    from memcli.train.eeg.reading import Source
+
 Pretext = Literal["none", "tcl", "tcl-regress", "tcl-regress-exp"]
 PRETEXTS: tuple[Pretext, ...] = ("none", "tcl", "tcl-regress", "tcl-regress-exp")
-EegSplit = Literal["epochs", "subjects"]
-EEG_SPLITS: tuple[EegSplit, ...] = ("epochs", "subjects")
+EegSplit = Literal["epochs", "subjects", "videos"]
+MEASURED_SPLITS: tuple[EegSplit, ...] = ("epochs", "subjects")
+"""Whatever split is asked for."""
 BASELINES = ("eegnet", "shallow", "deep4", "riemann")
 
 
@@ -33,7 +38,7 @@ class EegSettings:
     ensemble: bool = False
     """The model is the folds' models, whose probabilities are averaged."""
     split: EegSplit = "epochs"
-    """What the folds keep apart whose models are kept; the other is measured, too."""
+    """What the folds keep apart whose models are kept; `MEASURED_SPLITS` are measured, too."""
     baselines: tuple[str, ...] = ()
     subject_conditioning: bool = False
     channels: tuple[str, ...] = ()
@@ -106,6 +111,20 @@ def make_eeg_spec(settings: EegSettings) -> ModelSpec:
     )
 
 
+def source_of(settings: EegSettings) -> Source:
+    """Where the settings' epochs are and how they are read."""
+    from memcli.train.eeg.reading import Source
+
+    return Source(
+        Path(settings.data),
+        settings.channels,
+        settings.event,
+        Path(settings.onsets) if settings.onsets is not None else None,
+        settings.recognised,
+        settings.on_missing,
+    )
+
+
 def _check_expression(text: str | None, option: str) -> None:
     try:
         re.compile(text or "")
@@ -125,8 +144,10 @@ def _prep(prep: EegPrep, settings: EegSettings) -> EegPrep:
             )
     if (settings.high_pass_hz or 0) >= (settings.low_pass_hz or prep.sfreq_hz):
         raise UsageError("this and --low-pass leave no band", where="--high-pass")
-    if len(set(settings.channels)) < len(settings.channels):
-        raise UsageError("a channel is named twice", where="--channels")
+    if twice := next(iter(repeated(settings.channels).values()), None):
+        raise UsageError(
+            f"one channel is named twice: {printable(', '.join(twice))}", where="--channels"
+        )
     return replace(
         prep,
         high_pass_hz=settings.high_pass_hz,

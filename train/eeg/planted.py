@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcli.eeg.names import repeated
 from memcli.errors import MissingDependencyError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _check(planted: Planted) -> None:
     ):
         if value < least:
             raise UsageError(f"{value} {name}; at least {least} are needed")
-    if len(set(planted.channels)) < len(planted.channels):
+    if repeated(planted.channels):
         raise UsageError("a channel is named twice", where="--channels")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ MIN_EPOCHS = 24
 """To calibrate with, and as many others to check with: a rank correlation of fewer says little."""
 _MAX_EPOCHS = 96
 """Of each half."""
+_MAX_HELD = 4 * _MAX_EPOCHS
+"""While recordings are read: twice what is used, so that halves of uneven recordings are full."""
 _SYNTHETIC_EPOCHS = 64
 _SEEDS = 1000, 2000
 """Of synthetic epochs to calibrate and to check with; the gate's own have others."""
@@ -74,16 +76,22 @@ def read_calibration_epochs(
     """
     from memcli.eeg import find_recordings
 
-    sources = [one for one in find_recordings([folder]) if one.error is None]
+    sources = []
+    for one in find_recordings([folder]):
+        if one.error is None:
+            sources.append(one)
+        else:
+            report(f"not used: {one.path}: {one.error[1]}")
     found: list[list[Feeds]] = []
     for source in spread_items(sources, min(len(sources), MAX_RECORDINGS)):
         try:
-            epochs = [_feeds(one, prep) for one in _epochs_of(source.path, prep)]
+            epochs = _evenly(_feeds(one, prep) for one in _epochs_of(source.path, prep))
         except RecordingError as error:
             report(f"not used: {source.path}: {error.what}")
             continue
         if epochs:
             found.append(epochs)
+            _thin(found)
         else:
             report(f"not used: {source.path}: every epoch of it is bad")
     if not found:
@@ -95,6 +103,26 @@ def read_calibration_epochs(
         tuple(spread_items(held, _MAX_EPOCHS)),
         f"epochs of {plural(len(found), 'recording')}",
     )
+
+
+def _evenly(epochs: Iterable[Feeds]) -> list[Feeds]:
+    """Every one, every second, every fourth, ...: evenly, and never more than can be used."""
+    kept: list[Feeds] = []
+    step = 1
+    for number, one in enumerate(epochs):
+        if number % step:
+            continue
+        kept.append(one)
+        if len(kept) > _MAX_HELD:
+            del kept[1::2]
+            step *= 2
+    return kept
+
+
+def _thin(recordings: list[list[Feeds]]) -> None:
+    """Leave out every second epoch of the longest recording until few enough are held."""
+    while sum(map(len, recordings)) > _MAX_HELD:
+        del max(recordings, key=len)[1::2]
 
 
 def _halves(recordings: Sequence[list[Feeds]]) -> tuple[list[Feeds], list[Feeds]]:
@@ -122,10 +150,11 @@ def _epochs_of(path: str, prep: EegPrep) -> Iterator[Epoch]:
 
 
 def _onsets(recording: Recording, prep: EegPrep, folder: Path) -> Path:
-    """A table of onsets that cut a recording from end to end."""
-    count = max(1, int(recording.info.duration_s // prep.duration_s))
+    """A table of onsets that cut a recording from end to end, a long one here and there."""
+    held = max(1, int(recording.info.duration_s // prep.duration_s))
     table = folder / "onsets.csv"
-    times = (number * prep.duration_s - prep.start_s for number in range(count))
+    places = spread_items(range(held), min(held, _MAX_HELD))
+    times = (place * prep.duration_s - prep.start_s for place in places)
     table.write_text("onset\n" + "".join(f"{max(0.0, time):.6f}\n" for time in times))
     return table
 

@@ -21,7 +21,7 @@ from memcli.engines.bundle import (
 )
 from memcli.engines.files import install, locked, staging
 from memcli.engines.verify import Reference
-from memcli.errors import MemcliError, ModelError, OutputError, UsageError
+from memcli.errors import MemcliError, ModelError, OutputError, ParityError, UsageError
 from memcli.export.build import engine_rows, gate_everywhere
 from memcli.export.calibration import CalibrationSet, make_calibration_set
 from memcli.export.calibration_captions import (
@@ -102,16 +102,21 @@ def make_variant(
     try:
         with staging(bundle.root, "make") as folder:
             (folder / SIGNED_FOLDER).mkdir()
-            result = make_int8(
-                bundle.root / FP32_GRAPH,
-                folder / GRAPH_FILE,
-                data,
-                tolerance,
-                report,
-                method=method,
-                scheme=_scheme(bundle, precision),
-                signed_graph=folder / SIGNED_FOLDER / GRAPH_FILE,
-            )
+            try:
+                result = make_int8(
+                    bundle.root / FP32_GRAPH,
+                    folder / GRAPH_FILE,
+                    data,
+                    tolerance,
+                    report,
+                    method=method,
+                    scheme=_scheme(bundle, precision),
+                    signed_graph=folder / SIGNED_FOLDER / GRAPH_FILE,
+                )
+            except ParityError as error:
+                if bundle.spec.eeg is None or epochs is not None:
+                    raise
+                raise _wants_recordings(error, precision) from error
             variant = int8_variant(bundle, folder, reference, result)
             variant = _gated(replace(bundle, root=folder), variant, report)
             variant = replace(variant, parity=[*variant.parity, *result.reports()])
@@ -121,6 +126,16 @@ def make_variant(
         raise  # some are OSErrors too
     except OSError as error:
         raise _cannot_write(bundle, error) from error
+
+
+def _wants_recordings(error: ParityError, precision: Precision) -> ParityError:
+    """For an EEG model whose ranges were chosen with synthetic epochs."""
+    hint = (
+        "This was with synthetic epochs; recordings may help:"
+        f"  memcli export MODEL --{precision} --calibration DIR"
+    )
+    steps = "\n".join(filter(None, (error.next_step, hint)))
+    return ParityError(error.what, where=error.where, next_step=steps)
 
 
 def _scheme(bundle: Bundle, precision: Precision) -> Scheme | None:

@@ -172,7 +172,7 @@ class Pipeline(Generic[S, C, R]):
         for _ in range(self._workers):
             self._start_worker()
         try:
-            while not (self._exhausted and given == self._taken):
+            while not (self._exhausted and given == self._taken and self._outcomes.empty()):
                 self._give_up_stuck()
                 outcome = _get(self._outcomes, _TICK_S)
                 if outcome is None:
@@ -200,8 +200,8 @@ class Pipeline(Generic[S, C, R]):
                 self._exhausted = True
                 return None
             except BaseException as error:
+                self._outcomes.put(error)  # first: the run is over once nothing is to come
                 self._exhausted = True
-                self._outcomes.put(error)
                 return None
             self._taken += 1
             task = self._tasks[threading.get_ident()] = _Task(source)

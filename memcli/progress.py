@@ -138,8 +138,8 @@ class PlainProgress(QuietProgress[C]):
             say(
                 f"{summary.done + summary.resumed}/{summary.total} {self._wording.unit},"
                 f" {summary.failed} failed,"
-                f" {self._wording.speed(summary)},"
-                f" {clock(summary.eta_s)} left"
+                f" {self._wording.speed(summary)}"
+                + (f", {clock(summary.eta_s)} left" if summary.done else "")
             )
 
 

@@ -38,6 +38,7 @@ def raw_of(
     types: Sequence[str] | None = None,
     seed: int = 0,
     data: np.ndarray | None = None,
+    first_samp: int = 0,
 ):
     """MNE's Raw with annotations (onset, duration, name)."""
     import mne
@@ -45,7 +46,7 @@ def raw_of(
     if data is None:
         data = noise(len(names), round(seconds * sfreq), seed)
     info = mne.create_info(list(names), sfreq, list(types) if types else "eeg", verbose="ERROR")
-    raw = mne.io.RawArray(data, info, verbose="ERROR")
+    raw = mne.io.RawArray(data, info, first_samp, verbose="ERROR")
     columns = [list(column) for column in zip(*events, strict=True)]
     raw.set_annotations(mne.Annotations(*columns) if events else None)
     return raw

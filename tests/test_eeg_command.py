@@ -111,7 +111,7 @@ def test_a_folder_gets_a_table_and_a_summary_without_torch(folder: Path, tmp_pat
     failed = {Path(r["path"]).name: r["error_code"] for r in rows if r["status"] == "failed"}
     assert set(failed) == {"cut_raw.fif", "empty.edf", "text_raw.fif"}
     assert all(failed.values())
-    assert "5 epochs of 5 recordings scored, 3 recordings failed" in done.stderr
+    assert "5 epochs of 2 recordings scored, 3 recordings failed" in done.stderr
     assert "empty.edf: " in done.stderr
     assert "bottleneck: " in done.stderr
     assert "a_raw.fif" in done.stdout
@@ -190,7 +190,7 @@ def test_resume_scores_nothing_twice(folder: Path, tmp_path: Path, eeg: Eeg) -> 
     again = eeg(folder, *TINY)
     assert first.returncode == again.returncode == ExitCode.SOME_INPUTS_FAILED
     assert (tmp_path / "recognition.csv").read_bytes() == before
-    assert "0 epochs of 0 recordings scored" in again.stderr
+    assert "nothing left to score: the table has all" in again.stderr
     assert "5 recordings already in recognition.csv (3 of them failed)" in again.stderr
 
 
@@ -254,6 +254,73 @@ def test_labels_make_rates_in_the_report(recording: Path, tmp_path: Path, eeg: E
     assert f"report: {Path('r.html')}" in done.stderr
 
 
+def save_epochs(path: Path, **told: Any) -> None:
+    data = np.random.default_rng(0).normal(0, 10, (2, len(TINY_EEG.channels), TINY_EEG.samples))
+    np.savez(path, data=data, sfreq=RATE_HZ, ch_names=list(TINY_EEG.channels), **told)
+
+
+def test_long_names_are_cut_and_end_no_run(tmp_path: Path, eeg: Eeg) -> None:
+    """Readers of CSV take no cell of more than 131,072 characters."""
+    long = "x" * 200_000
+    save_epochs(tmp_path / "a.npz", event=np.array([long, "b"]), subject=np.array(["s", long]))
+    done = eeg("a.npz", *TINY, "--event", ".")
+    assert done.returncode == ExitCode.OK, done.stderr
+    first, second = rows_of(tmp_path / "recognition.csv")
+    cut = "x" * 199 + "…"
+    assert [first["event"], second["subject"]] == [cut, cut]
+    assert first["onset_s"] == second["onset_s"] == ""  # the file does not say
+    failed = eeg("a.npz", *TINY, "--event", "none", "-o", "t.csv")
+    assert failed.returncode == ExitCode.SOME_INPUTS_FAILED
+    assert len(rows_of(tmp_path / "t.csv")[0]["error"]) < 1000
+
+
+def test_existing_epochs_do_not_end_a_run_with_onsets(tmp_path: Path, eeg: Eeg) -> None:
+    (tmp_path / "in").mkdir()
+    make_recording(tmp_path / "in/b_raw.fif")
+    save_epochs(tmp_path / "in/a.npz")
+    (tmp_path / "onsets.csv").write_text("onset_s\n3.0\n6.0\n")
+    done = eeg("in", *TINY, "--onsets", "onsets.csv", "--readers", "1")
+    assert done.returncode == ExitCode.SOME_INPUTS_FAILED, done.stderr
+    rows = rows_of(tmp_path / "recognition.csv")
+    assert [row["error_code"] for row in rows] == ["onsets", "", ""]
+    assert "no place for other onsets" in rows[0]["error"]
+
+
+def test_events_that_are_not_taken_by_default_are_listed(tmp_path: Path, eeg: Eeg) -> None:
+    make_recording(tmp_path / "x_raw.fif", event="Comment/clip")
+    done = eeg("--info", "x_raw.fif", *TINY)
+    assert "not taken by default (name them with --event)\n         3  Comment/clip" in done.stdout
+
+
+def test_rows_of_onsets_for_nobody_are_told(tmp_path: Path, eeg: Eeg) -> None:
+    make_recording(tmp_path / "x_raw.fif")
+    (tmp_path / "onsets.csv").write_text("onset_s,file\n3.0,x_raw.fif\n6.0,y_raw.fif\n")
+    done = eeg("x_raw.fif", *TINY, "--onsets", "onsets.csv")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "onsets.csv: 1 row of no recording that was named, the first in line 3" in done.stderr
+
+
+def test_a_table_beside_its_recording_is_resumed(tmp_path: Path, eeg: Eeg) -> None:
+    make_recording(tmp_path / "x_raw.fif")
+    for _ in range(2):
+        done = eeg("x_raw.fif", *TINY, "-o", "x_raw.csv")
+        assert done.returncode == ExitCode.OK, done.stderr
+    assert "1 recording already in x_raw.csv" in done.stderr
+
+
+def test_recognised_is_what_the_table_shows(tmp_path: Path, eeg: Eeg) -> None:
+    """A score just below a threshold of six digits is rounded up to it."""
+    make_recording(tmp_path / "x_raw.fif", (20.0,))
+    assert eeg("x_raw.fif", *TINY, "-o", "t.csv").returncode == ExitCode.OK
+    shown = rows_of(tmp_path / "t.csv")[0]["probability"]
+    for threshold in (shown, f"{float(shown) - 1e-7:.7f}", f"{float(shown) + 1e-7:.7f}"):
+        done = eeg("x_raw.fif", *TINY, "--threshold", threshold, "--no-resume", "-o", "u.csv")
+        assert done.returncode == ExitCode.OK, done.stderr
+        (row,) = rows_of(tmp_path / "u.csv")
+        assert row["probability"] == shown
+        assert (row["recognised"] == "True") is (float(shown) >= float(threshold))
+
+
 def test_json_is_json_only_and_quiet_is_quiet(folder: Path, tmp_path: Path, eeg: Eeg) -> None:
     done = memcli("eeg", folder, *TINY, "--json", cwd=tmp_path)  # pytest makes MNE log
     events = [json.loads(line) for line in done.stderr.splitlines()]
@@ -307,6 +374,10 @@ def test_hostile_names(tmp_path: Path, eeg: Eeg) -> None:
         (["x_raw.fif", *TINY, "--report", "no/r.html"], 2, "no report can be written"),
         (["x_raw.fif", *TINY, "--threshold", "1.5"], 2, "1.5"),
         (["x_raw.fif", *TINY, "--onsets", "absent.csv"], 2, "absent.csv"),
+        (["x_raw.fif", *TINY, "--onsets", "broken.tab"], 2, "line 2: 'soon' is no onset"),
+        (["x_raw.fif", *TINY, "--onsets", "broken.tab", "--info"], 2, "'soon' is no onset"),
+        (["x_raw.fif", *TINY, "--montage", "bald"], 2, "unknown montage 'bald'"),
+        (["x_raw.fif", *TINY, "--event", ""], 2, "would match all"),
         (["x_raw.fif", *TINY, "--channel-names", "A,,B"], 2, "not the names of channels"),
         (["x_raw.fif", *TINY, "--no-resume", "--retry-failed"], 2, "--no-resume discards"),
         (["x_raw.fif", *TINY, "--info", "--report", "r.html"], 2, "--info writes no table"),
@@ -327,6 +398,7 @@ def test_bad_requests_are_one_clear_line(
 ) -> None:
     make_tiny_bundle(memcli_home)
     (tmp_path / "x_raw.fif").write_bytes(recording.read_bytes())
+    (tmp_path / "broken.tab").write_text("onset_s\nsoon\n")
     done = eeg(*arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stderr

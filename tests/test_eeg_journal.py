@@ -145,7 +145,8 @@ def test_paths_sort_before_epochs(table: Path, tmp_path: Path) -> None:
         ("r.set", "r.fdt"),
         ("r_raw.fif", "r_raw-1.fif"),
         ("sub-1_eeg.set", "sub-1_events.tsv"),
-        ("e.npy", "e.csv"),
+        ("sub-1_eeg.vhdr", "sub-1_eeg.json"),
+        ("e.npy", "e.json"),
     ],
 )
 def test_files_beside_a_recording_are_part_of_it(tmp_path: Path, name: str, beside: str) -> None:
@@ -157,6 +158,16 @@ def test_files_beside_a_recording_are_part_of_it(tmp_path: Path, name: str, besi
     (tmp_path / beside).write_bytes(b"other data")
     assert len({alone, with_data, identity_of(str(path))}) == 3
     assert identity_of(str(tmp_path / "absent.fif")) is None
+
+
+def test_a_table_beside_a_recording_is_not_part_of_it(tmp_path: Path) -> None:
+    """It may be the one that is being written."""
+    path = tmp_path / "r.fif"
+    path.write_bytes(b"head")
+    alone = identity_of(str(path))
+    for name in ("r.csv", "r.json", "r.jsonl", "r.parquet"):
+        (tmp_path / name).write_bytes(b"rows")
+    assert identity_of(str(path)) == alone
 
 
 def test_a_full_disk_leaves_a_valid_journal(

@@ -26,6 +26,8 @@ from memcli.engines.select import open_engine  # noqa: E402
 from memcli.engines.tensorrt_profile import BuildOptions, profile_of  # noqa: E402
 from memcli.engines.verify import CONTRIBUTIONS, SCORE, epoch_feeds  # noqa: E402
 from memcli.errors import ParityError, UsageError  # noqa: E402
+from memcli.export import calibration_epochs as module  # noqa: E402
+from memcli.export import precision as precision_module  # noqa: E402
 from memcli.export.calibration_epochs import (  # noqa: E402
     CalibrationEpochs,
     read_calibration_epochs,
@@ -164,6 +166,23 @@ def test_a_precision_that_misses_changes_nothing(fp32: Bundle, tmp_path: Path) -
     assert not list(bundle.root.glob("fp16*"))
 
 
+def test_int8_that_misses_with_synthetic_epochs_asks_for_recordings(
+    fp32: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misses(*_: Any, **__: Any) -> None:
+        raise ParityError("the s8s8 graph misses its tolerance", next_step="Nothing was changed.")
+
+    monkeypatch.setattr(precision_module, "make_int8", misses)
+    with pytest.raises(ParityError, match="misses") as caught:
+        make_variant(fp32, "int8")
+    assert "Nothing was changed." in str(caught.value)
+    assert "--int8 --calibration DIR" in str(caught.value)
+    given = synthetic_calibration_epochs(SPEC.eeg)
+    with pytest.raises(ParityError, match="misses") as caught:
+        make_variant(fp32, "int8", epochs=given)
+    assert "--calibration" not in str(caught.value)
+
+
 def test_calibration_sets_have_no_epoch_in_both_halves() -> None:
     made = synthetic_calibration_epochs(SPEC.eeg)
     kept, held = (
@@ -210,6 +229,48 @@ def test_int8_of_own_recordings(recordings: Path, fp32: Bundle, tmp_path: Path) 
     assert [one["inputs"] for one in half.parity] == ["synthetic epochs", found.source]
     with pytest.raises(UsageError, match="no recordings"):
         read_calibration_epochs(recordings, replace(SPEC.eeg, channels=("Q1", "Q2")))
+
+
+def test_calibration_holds_few_epochs_and_says_what_it_left_out(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the recordings are: here 65 epochs, of which 24 are used at most."""
+    import memcli.eeg
+    from memcli.errors import RecordingErrorCode
+
+    found = memcli.eeg.find_recordings([recordings])
+    denied = memcli.eeg.RecordingSource(
+        "locked", error=(RecordingErrorCode.PERMISSION, "may not be searched")
+    )
+    monkeypatch.setattr(memcli.eeg, "find_recordings", lambda _: [denied, *found])
+    monkeypatch.setattr(module, "_MAX_EPOCHS", 6)
+    monkeypatch.setattr(module, "_MAX_HELD", 24)
+    held = 0
+    thin = module._thin
+
+    def watched(epochs: list[list[Any]]) -> None:
+        nonlocal held
+        held = max(held, sum(map(len, epochs)))
+        thin(epochs)
+
+    monkeypatch.setattr(module, "_thin", watched)
+    said: list[str] = []
+    made = read_calibration_epochs(recordings, SPEC.eeg, report=said.append)
+    assert (len(made.calibration), len(made.holdout)) == (6, 6)
+    assert held <= 2 * 24
+    assert "not used: locked: may not be searched" in said
+    kept, halves = ({one["eeg"].tobytes() for one in p} for p in (made.calibration, made.holdout))
+    assert not kept & halves
+
+
+@pytest.mark.parametrize("count", [0, 1, 24, 25, 100, 1000])
+def test_epochs_are_thinned_evenly(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_HELD", 24)
+    kept = module._evenly(range(count))  # type: ignore[arg-type]
+    steps = set(np.diff(np.array(kept)).tolist())
+    assert len(kept) == count if count <= 24 else 12 <= len(kept) <= 24
+    assert len(steps) <= 1
+    assert not kept or kept[0] == 0
 
 
 def test_real_recordings_calibrate() -> None:

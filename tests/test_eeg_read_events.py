@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memcli.eeg import EpochOptions, open_recording, read_epochs
 from memcli.eeg.events import matcher
-from memcli.eeg.onsets import parse_onsets, read_onsets
+from memcli.eeg.onsets import check_onsets, parse_onsets, read_onsets
 from memcli.errors import RecordingError, UsageError
 from memcli.spec import EegPrep
 
@@ -56,13 +56,22 @@ def test_stimulus_channel_events_are_those_of_mne(tmp_path: Path) -> None:
         assert recording.info.events == (("5", 3), ("300", 1), ("7", 1))
 
 
-def test_annotations_survive_a_first_sample_and_a_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dated", [True, False])
+@pytest.mark.parametrize("first", [0, 2560])
+def test_annotations_survive_a_first_sample_and_a_date(
+    tmp_path: Path, dated: bool, first: int
+) -> None:
+    """Cropped, or begun late as an acquisition system does; MNE's own events are the reference."""
     import datetime
 
-    raw = raw_of(NAMES[:3], events=((5, 0, "video"), (11, 0, "video")))
-    raw.set_meas_date(datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc))
+    raw = raw_of(NAMES[:3], events=((5, 0, "video"), (11, 0, "video")), first_samp=first)
+    if dated:
+        raw.set_meas_date(datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc))
     path = save_fif(tmp_path / "a_raw.fif", raw.crop(3, 20))
     assert onsets_of(path) == [(2.0, "video"), (8.0, "video")]
+    reference = mne.io.read_raw_fif(path, verbose="ERROR")
+    events, _ = mne.events_from_annotations(reference, verbose="ERROR")
+    assert [(one[0] - reference.first_samp) / 256 for one in events] == [2.0, 8.0]
 
 
 def test_start_after_the_event(tmp_path: Path) -> None:
@@ -114,6 +123,9 @@ def test_a_table_of_onsets_selects_and_describes(tmp_path: Path) -> None:
         ("onset_s,event\n1\n", "1 cells where the first line has 2"),
         ("onset_s,a,A\n1,2,3\n", "the same name"),
         ("onset_s,file\n1,b.edf\n", "no row for a.edf"),
+        ("onset_s,label\n1,1\n2,yes\n", "line 3: label is 'yes'"),
+        ("onset_s,label\n1,1\n2,0\n1,0\n", "line 4: label 0 at 1 s, which has 1 in line 2"),
+        ("onset_s,file,label\n1,a,1\n1,a.edf,0\n", "line 3: label 0 at 1 s"),
         ("onset_s\n\x1b[31m\n", r"\x1b"),
     ],
 )
@@ -124,6 +136,19 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, what: str) -> Non
         read_onsets(table, "a.edf")
     assert caught.value.code == "onsets"
     assert what in str(caught.value)
+
+
+def test_a_table_is_checked_once(tmp_path: Path) -> None:
+    table = tmp_path / "onsets.csv"
+    table.write_text("onset_s,file,label\n1,a,1\n1,b.edf,0\n3,c.edf,1\n4,c.edf,\n")
+    (note,) = check_onsets(table, ["x/a.edf", "x/b.edf"])
+    assert "2 rows of no recording that was named, the first in line 4 (c.edf)" in note
+    assert check_onsets(table, ["a.edf", "b.edf", "c.edf"]) == ()
+    assert check_onsets(table, None) == ()
+    table.write_text("onset_s\nsoon\n")
+    with pytest.raises(UsageError, match="'soon' is no onset") as caught:
+        check_onsets(table, ["a.edf"])
+    assert "line 2" in str(caught.value.where)
 
 
 def test_tables_that_are_no_text(tmp_path: Path) -> None:

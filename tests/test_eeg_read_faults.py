@@ -97,7 +97,22 @@ def test_real_files_cut_short(tmp_path: Path) -> None:
 
 def test_pickles_are_not_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[{}]], dtype=object))
-    refused("damaged", tmp_path / "a.npy")
+    assert "Python objects" in refused("unsupported", tmp_path / "a.npy")
+    np.savez(tmp_path / "a.npz", data=np.zeros((2, 2, 900)), ch_names=np.array(["Cz", 1], object))
+    assert "Python objects" in refused("unsupported", tmp_path / "a.npz")
+
+
+def test_messages_hold_nothing_of_python(tmp_path: Path, fif: Path) -> None:
+    what = refused("damaged", _made(tmp_path / "x.fif", b"abc" * 99))
+    assert "PosixPath" not in what
+    scipy_io = pytest.importorskip("scipy.io")
+    scipy_io.savemat(tmp_path / "a.set", {"data": np.zeros((2, 900))}, format="5")
+    what = refused("damaged", tmp_path / "a.set")
+    assert what.endswith("its content is not what its format says")
+    raw = raw_of(NAMES, seconds=120, sfreq=512)
+    raw.save(tmp_path / "s_raw.fif", split_size="2MB", fmt="single", verbose="ERROR")
+    (tmp_path / "s_raw-1.fif").unlink()
+    assert refused("damaged", tmp_path / "s_raw.fif") == "its next part is not there: s_raw-1.fif"
 
 
 def test_arrays_that_say_too_little(tmp_path: Path) -> None:
@@ -113,6 +128,9 @@ def test_no_eeg(tmp_path: Path) -> None:
     raw = raw_of(("HEOG", "ECG", "left"), types=("eeg", "ecg", "misc"))
     what = refused("no-eeg", save_fif(tmp_path / "x_raw.fif", raw))
     assert what == "no EEG channel (channels: 1 eog, 1 ecg, 1 misc)"
+    raw = raw_of(("MEG 0111", "MEG 0112"), types=("mag", "grad"))
+    what = refused("no-eeg", save_fif(tmp_path / "y_raw.fif", raw))
+    assert what == "no EEG channel (channels: 2 MEG)"
 
 
 def test_missing_channels_are_named_with_what_is_there(tmp_path: Path) -> None:
@@ -130,8 +148,11 @@ def test_missing_channels_are_named_with_what_is_there(tmp_path: Path) -> None:
 def test_interpolation_needs_places(tmp_path: Path, fif: Path) -> None:
     names = (*NAMES[:19], "E1")
     assert "no position for E1" in refused("no-montage", fif, names, on_missing="interpolate")
-    options = {"on_missing": "interpolate", "montage": "bald"}
-    assert "unknown montage 'bald'" in refused("no-montage", fif, NAMES, **options)
+    with pytest.raises(UsageError, match="unknown montage 'bald'") as caught:
+        read(fif, NAMES, montage="bald")
+    assert "standard_1005" in (caught.value.next_step or "")
+    for known in ("standard_1005", "standard_1020"):
+        assert len(read(fif, montage=known)) == 2
     strange = save_fif(tmp_path / "c_raw.fif", raw_of([f"E{i}" for i in range(9)] + ["Cz"]))
     names = (*(f"E{i}" for i in range(9)), "Pz")
     assert "positions for 1 of 10" in refused(
@@ -158,6 +179,15 @@ def test_events_that_are_not_there(tmp_path: Path, fif: Path) -> None:
     assert refused("no-events", path).endswith("it has none")
     with pytest.raises(UsageError, match="no regular expression"):
         read(fif, event="(")
+    with pytest.raises(UsageError, match="would match all"):
+        read(fif, event="")
+    raw = raw_of(events=((2, 0, "Comment/clip"), (9, 0, "Comment/clip")))
+    path = save_fif(tmp_path / "e_raw.fif", raw)
+    what = refused("no-events", path)
+    assert what == "no event that is taken by default; it has Comment/clip (2)"
+    with open_recording(path) as recording:
+        assert recording.info.events == ()
+        assert recording.info.not_taken == (("Comment/clip", 2),)
 
 
 def test_rates_and_lengths(tmp_path: Path, fif: Path) -> None:
@@ -205,7 +235,7 @@ def test_dead_channels_are_as_missing(tmp_path: Path) -> None:
         f"no signal (flat or NaN wherever looked at) in {NAMES[3]}, {NAMES[7]}"
     )
     flagged = read(path, on_dead="flag")[0]
-    assert flagged.flags == (f"nan:{NAMES[7]}", f"flat:{NAMES[3]}", f"flat:{NAMES[7]}")
+    assert flagged.flags == (f"nan:{NAMES[7]}", f"flat:{NAMES[3]}")
     assert np.isfinite(flagged.data).all()
     filled = read(path, on_missing="interpolate")[0]
     assert set(filled.flags) == {f"interpolated:{NAMES[3]}", f"interpolated:{NAMES[7]}"}

@@ -10,6 +10,7 @@ from eeg_media import NAMES, noise, raw_of, real, save_edf, save_fif
 from memcli.eeg import EpochOptions, find_recordings, open_recording, read_epochs
 from memcli.eeg.files import EEG_SUFFIXES
 from memcli.eeg.formats import FORMATS
+from memcli.errors import RecordingError
 from memcli.spec import EegPrep
 
 mne = pytest.importorskip("mne")
@@ -159,12 +160,23 @@ def test_epochs_with_metadata_keep_what_they_say(tmp_path: Path) -> None:
 
 def test_short_epochs_are_padded_and_late_ones_said(tmp_path: Path) -> None:
     mne_epochs().save(tmp_path / "a-epo.fif", verbose="ERROR")
-    mne_epochs().crop(1, 4).save(tmp_path / "b-epo.fif", verbose="ERROR")
+    mne_epochs().crop(0.5, 4).save(tmp_path / "b-epo.fif", verbose="ERROR")
     first = epochs_of(tmp_path / "a-epo.fif", duration_s=11)[0]
     assert first.flags == ("padded",)
     assert first.samples == 601
     assert not first.data[:, 601:].any()
     assert epochs_of(tmp_path / "b-epo.fif", duration_s=11)[0].flags == ("late-start", "padded")
+
+
+def test_epochs_that_begin_a_window_late_are_refused(tmp_path: Path) -> None:
+    """Their first sample would stand for time 0: each window would see another one's signal."""
+    mne_epochs().crop(3, 6).save(tmp_path / "a-epo.fif", verbose="ERROR")
+    with pytest.raises(RecordingError, match="epochs begin 3 s after their events") as caught:
+        epochs_of(tmp_path / "a-epo.fif", duration_s=11)
+    assert caught.value.code == "too-short"
+    with open_recording(tmp_path / "a-epo.fif") as recording:
+        prep = EegPrep(NAMES, duration_s=2, start_s=3)
+        assert next(read_epochs(recording, prep, EpochOptions(event="new"))).flags == ()
 
 
 def test_epoched_set_files_of_other_writers(tmp_path: Path) -> None:
@@ -254,7 +266,9 @@ def test_bids_says_types_and_events(tmp_path: Path, capfd: pytest.CaptureFixture
 def test_a_label_in_a_stimulus_channel_changes_nothing(tmp_path: Path) -> None:
     """Typed stim, or typed EEG and named so: not among the channels, not in the epochs."""
     data = noise(4, 5120)
-    for types, name in ((None, "Trigger"), (["eeg", "eeg", "eeg", "stim"], "STI 014")):
+    eeg_typed = ("Trigger", "TRIGGER(1)", "trigger_in", "Marker_channel", "EVENT_ID", "STATUS2")
+    named: list = [(None, name) for name in (*eeg_typed, "target", "lbl", "L-AREA", "E1-M2")]
+    for types, name in (*named, (["eeg", "eeg", "eeg", "stim"], "STI 014")):
         leak = data.copy()
         leak[3] = np.repeat([0, 1], 2560)
         names = (*NAMES[:3], name)

@@ -57,14 +57,16 @@ def test_epochs_equal_scipy_over_the_whole_recording(tmp_path: Path, sfreq: floa
     assert len(epochs) == 4
     for epoch in epochs:
         onset = round(epoch.onset_s * sfreq)
-        whole = 1e6 * resample_poly(
-            np.pad(data, ((0, 0), (6000, 6000)), mode="reflect")[
+        level = data[:, onset : onset + 1]  # the filter's gain at 0 Hz is not quite 1
+        whole = resample_poly(
+            np.pad(data - level, ((0, 0), (6000, 6000)), mode="reflect")[
                 :, (6000 + onset) % resample.down :
             ],
             resample.up,
             resample.down,
             axis=1,
         )
+        whole = 1e6 * (whole + level)
         first = (6000 + onset) // resample.down * resample.up
         expected = whole[:, first : first + epoch.samples]
         np.testing.assert_allclose(epoch.data[:, : epoch.samples], expected, rtol=1e-6, atol=1e-5)
@@ -79,13 +81,15 @@ def test_resampling_equals_mne_on_a_real_recording() -> None:
     epochs, _ = epochs_of(path, EegPrep(("Cz", "Pz", "Oz")), event="square")
     # A multiple of 32 samples: MNE rounds the ratio to whole lengths.
     data = 1e6 * raw.get_data()[:, : 953 * 32]
-    whole = mne.filter.resample(data, 25.0, 32.0, method="polyphase", verbose="ERROR")
     aligned = [e for e in epochs if round(e.onset_s * 128) % 32 == 0 and e.onset_s < 226]
     assert len(epochs) == 80
     assert aligned
     for epoch in aligned:
-        first = round(epoch.onset_s * 128) // 32 * 25
-        expected = whole[:, first : first + epoch.samples]
+        onset = round(epoch.onset_s * 128)
+        level = data[:, onset : onset + 1]
+        whole = mne.filter.resample(data - level, 25.0, 32.0, method="polyphase", verbose="ERROR")
+        first = onset // 32 * 25
+        expected = whole[:, first : first + epoch.samples] + level
         np.testing.assert_allclose(epoch.data[:, : epoch.samples], expected, rtol=1e-6, atol=1e-5)
 
 
@@ -106,6 +110,22 @@ def test_filter_and_reference_equal_the_whole_recording(
         np.testing.assert_allclose(
             epoch.data, 1e6 * whole[:, first : first + 1100], rtol=1e-6, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("sfreq", [256, 512, 600.615])
+def test_an_offset_leaves_no_wave(tmp_path: Path, sfreq: float) -> None:
+    """A z-score would blow up what the filter makes of an offset in a channel without signal."""
+    data = noise(4, round(20 * sfreq))
+    data[1] = 0.02
+    still = raw_of(NAMES[:4], 20, sfreq, [(2.037, 0, "video")], data=data)
+    prep = EegPrep(NAMES[:4], duration_s=6)
+    (plain,), _ = epochs_of(save_fif(tmp_path / "a_raw.fif", still), prep, on_dead="flag")
+    assert np.ptp(plain.data[1]) == 0
+    assert plain.data[1, 0] == pytest.approx(20_000)
+    data[2] += 0.03
+    shifted = raw_of(NAMES[:4], 20, sfreq, [(2.037, 0, "video")], data=data)
+    (moved,), _ = epochs_of(save_fif(tmp_path / "b_raw.fif", shifted), prep, on_dead="flag")
+    np.testing.assert_allclose(moved.data[2] - 30_000, plain.data[2], atol=0.005)
 
 
 def test_blocks_give_the_same_as_one_epoch_at_a_time(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from test_eeg_journal import ROW
 
 from memcli.errors import OutputError, UsageError
+from memcli.progress import PlainProgress
 from memcli.recognition.rates import rates
 from memcli.recognition.rows import DEMONSTRATION, EpochRow
 from memcli.recognition.run import EegSummary, check_report
+from memcli.recognition.wording import RECOGNITION, closing_lines
 from memcli.spec import EegPrep
 
 EVIL = "<script>alert(1)</script>$x^{2$ {{7*7}} \x1b[31m\u202e"
@@ -137,3 +139,20 @@ def test_places_where_no_report_can_be(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             check_report(path)
     check_report(tmp_path / "r.html")
+
+
+def test_no_time_is_foretold_before_a_recording_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = PlainProgress(RECOGNITION)
+    for ok, left in ((0, False), (1, True)):
+        monkeypatch.setattr(watching, "_next", 0.0)
+        watching.advance(ROW, replace(SUMMARY, total=2, ok=ok, elapsed_s=3.0))
+        assert (" left" in capsys.readouterr().err) is left
+
+
+def test_counts_of_the_closing_line_are_of_what_was_done() -> None:
+    some = replace(SUMMARY, total=42, ok=15, failed=27, epochs=89)
+    assert closing_lines(some)[0].startswith("89 epochs of 15 recordings scored, 27 recordings")
+    again = replace(SUMMARY, total=42, resumed=42)
+    assert closing_lines(again)[0].startswith("nothing left to score")

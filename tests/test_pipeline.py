@@ -1,5 +1,6 @@
 """Every source has exactly one outcome, whatever happens to it."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -201,6 +202,31 @@ def test_the_slower_stage_is_named() -> None:
     engine = Pipeline(fast_read, slow_infer, workers=1, queue_size=2)
     list(engine.run(range(10)))
     assert engine.stats.bottleneck == "engine"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_of_the_source_list_is_raised_whoever_is_first(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is there before the outcomes are looked at; or the list's end is known before."""
+
+    def sources() -> object:
+        raise RuntimeError("the list broke")
+        yield
+
+    pipeline = Pipeline(read, double, workers=1, queue_size=2)
+
+    class Slow(queue.SimpleQueue):
+        def put(self, item: object, *_: object, **__: object) -> None:
+            time.sleep(0.3)
+            super().put(item)
+
+    if late:
+        monkeypatch.setattr(pipeline, "_outcomes", Slow())
+    else:
+        monkeypatch.setattr(pipeline, "_start_worker", pipeline._run_worker)
+    with pytest.raises(RuntimeError, match="the list broke"):
+        list(pipeline.run(sources()))
 
 
 def test_an_error_of_the_source_list_is_raised() -> None:

@@ -10,13 +10,20 @@ A .npy holds the data alone; beside it NAME.json may hold {"sfreq": 256, "ch_nam
 from __future__ import annotations
 
 import json
-import zipfile
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memcli.eeg.signals import VOLTS, ArrayEpochs, EpochFacts, unreadable
+from memcli.eeg.npz import read_npz
+from memcli.eeg.signals import (
+    VOLTS,
+    ArrayEpochs,
+    EpochFacts,
+    python_objects,
+    unreadable,
+)
 from memcli.errors import RecordingError, RecordingErrorCode
 from memcli.text import printable
 
@@ -24,8 +31,9 @@ _DATA = ("data", "X", "x", "epochs", "eeg")
 _RATE = ("sfreq", "sfreq_hz", "fs", "srate")
 _NAMES = ("ch_names", "channels", "channel_names")
 _TMIN = ("tmin", "tmin_s")
-_MAX_BYTES = 64 << 30
+_MAGIC = b"\x93NUMPY"
 _MAX_JSON = 1 << 20
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,18 @@ def open_arrays(path: str, sfreq_hz: float | None, channels: Sequence[str] | Non
             f"holds {data.dtype} {list(data.shape)}; needed: numbers [epochs, channels, samples]",
             where=path,
         )
-    rate = _rate(path, sfreq_hz if sfreq_hz is not None else _first(said, _RATE))
-    names = _names(path, channels or _first(said, _NAMES), data.shape[1])
+    given_rate = sfreq_hz if sfreq_hz is not None else _first(said, _RATE)
+    given_names = channels or _first(said, _NAMES)
+    if given_rate is None and given_names is None:
+        raise _lacking(path, "no sampling rate and no channel names")
+    rate = _rate(path, given_rate)
+    names = _names(path, given_names, data.shape[1])
     unit = str(_scalar(said.get("unit", "uV"))).replace("µ", "u").replace("μ", "u")
     if unit not in VOLTS:
-        raise _lacking(path, f"its unit {printable(unit)!r} is none of {', '.join(VOLTS)}")
+        raise _lacking(path, f"its unit {printable(unit[:_SHOWN])!r} is none of {', '.join(VOLTS)}")
     tmin = _first(said, _TMIN)
     first_s = 0.0 if tmin is None else _number(path, "tmin", tmin)
-    facts = _facts(said, data.shape[0], data.shape[2] / rate)
+    facts = _facts(said, data.shape[0])
     return ArrayFile(ArrayEpochs(data, VOLTS[unit], first_s), rate, names, unit, facts)
 
 
@@ -69,27 +81,27 @@ def _load(path: str) -> tuple[Any, Mapping[str, Any]]:
 
     try:
         if path.lower().endswith(".npy"):
+            _check_magic(path)
             return np.load(path, mmap_mode="r", allow_pickle=False), _sidecar(path)
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > _MAX_BYTES:
-            raise RecordingError(
-                RecordingErrorCode.UNSUPPORTED,
-                f"unpacks to {size / 2**30:.0f} GiB, more than {_MAX_BYTES >> 30}",
-                where=path,
-                next_step="Save the epochs as .npy, which is read piece by piece.",
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            said = {name: archive[name] for name in archive.files}
     except RecordingError:
         raise
     except Exception as error:
+        if "Python objects in dtype" in str(error) or "allow_pickle" in str(error):
+            raise python_objects(path) from None
         raise unreadable(path, error) from error
+    said, names = read_npz(path, _DATA, (*_RATE, *_NAMES, *_TMIN, "unit"))
     data = _first(said, _DATA)
     if data is None:
-        held = ", ".join(sorted(printable(name) for name in said)) or "nothing"
+        held = ", ".join(sorted(map(printable, names)))[:_SHOWN] or "nothing"
         raise _lacking(path, f"no array called data (it holds {held})")
     return data, said
+
+
+def _check_magic(path: str) -> None:
+    """NumPy takes anything else for a pickle, and proposes to load it."""
+    with Path(path).open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError("it does not begin as a file of NumPy does")
 
 
 def _sidecar(path: str) -> Mapping[str, Any]:
@@ -117,9 +129,12 @@ def _scalar(value: Any) -> Any:
 
 def _number(path: str, name: str, value: Any) -> float:
     try:
-        return float(_scalar(value))
-    except (TypeError, ValueError):
-        raise _lacking(path, f"its {name} is no number") from None
+        number = float(_scalar(value))
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _lacking(path, f"its {name} is no number")
+    return number
 
 
 def _rate(path: str, value: Any) -> float:
@@ -134,15 +149,24 @@ def _rate(path: str, value: Any) -> float:
 def _names(path: str, value: Any, count: int) -> tuple[str, ...]:
     if value is None:
         raise _lacking(path, "no channel names")
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:
+        value = value.tolist() if value.ndim == 1 and dtype.kind in "US" else None
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(one, (str, bytes)) for one in value
+    ):
+        raise _lacking(path, "its channel names are no list of texts")
     names = tuple(
-        one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in value
+        one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in value
     )
+    if any(len(one) > _SHOWN for one in names):
+        raise _lacking(path, f"a channel name of more than {_SHOWN} characters")
     if len(names) != count:
         raise _lacking(path, f"{count} channels in the data, {len(names)} names")
     return names
 
 
-def _facts(said: Mapping[str, Any], count: int, length_s: float) -> list[EpochFacts]:
+def _facts(said: Mapping[str, Any], count: int) -> list[EpochFacts]:
     """Events, onsets and metadata: the arrays that have one entry per epoch."""
     named = {*_DATA, *_RATE, *_NAMES, *_TMIN, "unit"}
     columns = {
@@ -154,9 +178,9 @@ def _facts(said: Mapping[str, Any], count: int, length_s: float) -> list[EpochFa
     for index in range(count):
         row = {name: _scalar(values[index]) for name, values in columns.items()}
         event = str(row.pop("event", "epoch"))
-        onset = row.pop("onset_s", index * length_s)
-        onset = float(onset) if isinstance(onset, (int, float)) else index * length_s
-        facts.append(EpochFacts(event, onset, row))
+        onset = row.pop("onset_s", None)
+        known = isinstance(onset, (int, float)) and math.isfinite(onset)
+        facts.append(EpochFacts(event, float(onset) if known else None, row))
     return facts
 
 
@@ -166,5 +190,5 @@ def _lacking(path: str, what: str) -> RecordingError:
         what,
         where=path,
         next_step="An .npz holds data [epochs, channels, samples], sfreq and ch_names; an .npy has "
-        "sfreq and ch_names in NAME.json, or is given them.",
+        "sfreq and ch_names in NAME.json; or give --sfreq HZ and --channel-names A,B,...",
     )

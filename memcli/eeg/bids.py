@@ -28,15 +28,27 @@ def bids_root(path: str) -> Path | None:
     return next((parent for parent in parents if (parent / DESCRIPTION).is_file()), None)
 
 
-def read_bids(path: str, root: Path) -> tuple[Any, tuple[str, ...]]:
-    """MNE's Raw with what stands beside it, and notes; without mne-bids the file alone."""
-    try:
-        import mne_bids
-    except ImportError:
-        import mne
+def read_bids(path: str, root: Path, **options: Any) -> Any:
+    """MNE's Raw with what stands beside it; `options` are of the format's reader in MNE.
 
-        note = "events.tsv and channels.tsv beside it are unused: mne-bids is not installed"
-        return mne.io.read_raw(path, preload=False), (note,)
+    Raises ImportError without mne-bids.
+    """
+    import mne_bids
+
     place = mne_bids.get_bids_path_from_fname(path, check=False, verbose="ERROR")
     place = place.copy().update(root=root, datatype="eeg")
-    return mne_bids.read_raw_bids(place, verbose="ERROR"), ()
+    return mne_bids.read_raw_bids(place, extra_params=options, verbose="WARNING")
+
+
+def describe_as(raw: Any, described: Any) -> None:
+    """Give `raw` what the same recording was told by BIDS; it may have fewer channels.
+
+    For signals that mne-bids cannot leave out.
+    """
+    types = dict(zip(described.ch_names, described.get_channel_types(), strict=True))
+    raw.set_channel_types({name: types[name] for name in raw.ch_names}, on_unit_change="ignore")
+    raw.info["bads"] = [name for name in described.info["bads"] if name in raw.ch_names]
+    raw.set_meas_date(described.info["meas_date"])
+    raw.set_annotations(described.annotations)
+    raw.set_montage(described.get_montage(), on_missing="ignore")
+    raw.info["subject_info"] = described.info["subject_info"]

@@ -10,7 +10,7 @@ from memcli.eeg.names import harmonised, key
 from memcli.eeg.quiet import quiet
 from memcli.eeg.recording import Recording
 from memcli.eeg.splines import sphere_centre, spline_weights
-from memcli.errors import RecordingError, RecordingErrorCode
+from memcli.errors import RecordingError, RecordingErrorCode, UsageError
 from memcli.text import plural, printable
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ MAX_INTERPOLATED = 0.2
 """Of the model's channels."""
 _MONTAGES = ("standard_1005", "colin27_1005")
 """One montage, by its name before and since MNE 1.13."""
+_ALSO_MADE = ("standard_1005", "standard_1020")
+"""By their older names, which MNE 1.13 no longer lists."""
 _LISTED = 70
 
 
@@ -67,10 +69,11 @@ def plan_channels(
     """How to make `names` of the recording's channels.
 
     `dead` are channels of the recording that hold no signal: as if they were not there. Raises
-    RecordingError: several channels of one name, missing ones, too many to interpolate, no places.
+    RecordingError: several channels of one name, missing ones, too many to interpolate, no places;
+    UsageError for a montage that nobody knows.
     """
     if montage is not None:
-        _known_montage(montage, recording.path)
+        check_montage(montage)
     keys = [key(name) for name in names]
     there = _eeg_by_key(recording, keys)
     missing = tuple(i for i, one in enumerate(keys) if there.get(one, -1) in (-1, *dead))
@@ -202,17 +205,21 @@ def default_montage() -> str:
     return next((name for name in _MONTAGES if name in known), _MONTAGES[0])
 
 
-def _known_montage(montage: str, where: str) -> None:
+def check_montage(montage: str) -> None:
+    """Raise UsageError unless MNE makes a montage of this name; it makes more than it lists."""
     import mne
 
-    known = mne.channels.get_builtin_montages()
-    if montage not in known and montage not in _MONTAGES:
-        raise RecordingError(
-            RecordingErrorCode.MONTAGE,
+    if montage in _MONTAGES:
+        return
+    try:
+        with quiet():
+            mne.channels.make_standard_montage(montage)
+    except Exception:
+        known = {*mne.channels.get_builtin_montages(), *_ALSO_MADE}
+        raise UsageError(
             f"unknown montage {printable(montage)!r}",
-            where=where,
             next_step=f"Known are: {', '.join(sorted(known))}",
-        )
+        ) from None
 
 
 def _standard(montage: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Cutter:
         here = slice(offset, offset + there)
         flags = [*one.flags, *self._always, *self._annotated(one)]
         flags += self._faults(data[:, here], None if nan is None else nan[:, here])
-        signal = self._resample(self._plan(data), self._outputs)
+        signal = self._resampled(self._plan(data), offset)
         signal = self._band(signal[:, self._lead - self._band.margin :])
         if prep.reference == "average":
             signal = signal - signal.mean(axis=0)
@@ -161,14 +161,29 @@ class Cutter:
             one.metadata,
         )
 
+    def _resampled(self, data: Floats, offset: int) -> Floats:
+        """Resampled without the channels' offsets, which come back afterwards.
+
+        The polyphase filter's gain at 0 Hz differs a little from one output to the next: of an
+        offset of 20 mV, as of amplifiers without a high-pass, it would make a wave of 2 uV, and
+        this alone would be what the z-score shows of a flat channel. The offset is the epoch's
+        first sample, so that a channel that does not move stays as it is.
+        """
+        level = data[:, offset : offset + 1]
+        return self._resample(data - level, self._outputs) + level
+
     def _faults(self, data: Floats, nan: Any) -> Iterator[str]:
         """Flags of the model's channels by volts [picks, n] of the epoch itself."""
+        import numpy as np
+
         names = [self._prep.channels[place] for place in self._plan.present]
         data = data[: len(names)]
+        empty = np.zeros(len(names), bool) if nan is None else nan[: len(names)].all(axis=1)
         lost = [] if nan is None else nan[: len(names)].any(axis=1)
         for word, found in (
             ("nan", lost),
-            ("flat", flat(data, self._seen.flat_below)),
+            # Without any number a channel is not flat as well: 0 only stands in for it.
+            ("flat", flat(data, self._seen.flat_below) & ~empty),
             ("clipped", clipped(data, self._recording.sfreq_hz)),
         ):
             yield from (f"{word}:{name}" for name, is_so in zip(names, found) if is_so)  # noqa: B905
@@ -183,4 +198,5 @@ class Cutter:
 
     def _subject(self, one: Wanted) -> str | None:
         said = one.metadata.get("subject")
-        return self._options.subject or (str(said) if said is not None else self._recording.subject)
+        told = self._recording.subject if said in (None, "") else str(said)
+        return self._options.subject or told

@@ -41,7 +41,9 @@ class EpochOptions:
     """Name of a standard montage of MNE for interpolation. None: the recording's own positions,
     else that of the whole 10-05 system."""
     subject: str | None = None
-    """Of all epochs; None: as the metadata, BIDS, the recording or its name say."""
+    """Of all epochs; None: as the metadata, BIDS, the recording or its name say. Where nothing
+    says it an epoch has no subject, in training as at run time: a model that knows subjects then
+    takes none of them."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ class Epoch:
     """How many are there; the rest is padding."""
     index: int
     """Among the chosen events of the recording, or of existing epochs in their file; from 0."""
-    onset_s: float
-    """Of the event from the start of the recording, in seconds; of existing epochs as they say."""
+    onset_s: float | None
+    """Of the event from the start of the recording, in seconds; None for existing epochs of a file
+    that does not say."""
     event: str
     flags: tuple[str, ...] = ()
-    """"padded", "end-of-recording", "late-start", "bad-annotation", "boundary", "flat:CHANNEL",
-    "clipped:CHANNEL", "nan:CHANNEL", "bad-channel:CHANNEL" (marked so in the recording),
-    "interpolated:CHANNEL"."""
+    """"padded", "end-of-recording", "late-start" (an existing epoch that begins less than a window
+    later than the model's; its first sample is then taken for the model's), "bad-annotation",
+    "boundary", "flat:CHANNEL", "clipped:CHANNEL", "nan:CHANNEL", "bad-channel:CHANNEL" (marked so
+    in the recording), "interpolated:CHANNEL"."""
     subject: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the epochs' metadata or the table of onsets say: label, video, ..."""
@@ -72,7 +76,7 @@ class Skipped:
     """An epoch that was left out, and why in a few words."""
 
     index: int
-    onset_s: float
+    onset_s: float | None
     event: str
     reason: str
 

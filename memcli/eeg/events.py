@@ -14,6 +14,7 @@ from memcli.text import plural, printable
 _TECHNICAL = ("edge boundary", "boundary", "new segment", "syncstatus", "comment")
 _SCAN_SAMPLES = 1 << 18
 _LISTED = 12
+MOST_CHARACTERS = 200
 
 
 def is_boundary(name: str) -> bool:
@@ -48,6 +49,11 @@ def stimuli(signal: Signal, channel: int, mask: int) -> list[Marker]:
 
 def matcher(event: str) -> Callable[[str], bool]:
     """What `EpochOptions.event` says, as a test of a name. Raises UsageError."""
+    if not event:
+        raise UsageError(
+            "an empty name of events would match all of them",
+            next_step="Name an event as --info lists them; for all: --event '.*'",
+        )
     if event.isascii() and event.isdigit():
         number = int(event)
 
@@ -76,13 +82,17 @@ def choose(names: Sequence[str], event: str | None, where: str, next_step: str) 
     if event is None:
         if len(kinds) == 1:
             return [index for index, name in enumerate(names) if name in kinds]
-        what = "several kinds of events" if kinds else "no events that could begin epochs"
+        what = "several kinds of events"
+        if not kinds:
+            what = "no event that is taken by default" if names else "no events"
+            kinds = Counter(names)
     else:
         wanted = matcher(event)
         chosen = [index for index, name in enumerate(names) if wanted(name)]
         if chosen:
             return chosen
         what = f"no event matches {printable(event)!r}"
+        kinds = kinds or Counter(names)
     raise RecordingError(
         RecordingErrorCode.NO_EVENTS,
         f"{what}; it has {listed(kinds.items())}",
@@ -91,9 +101,15 @@ def choose(names: Sequence[str], event: str | None, where: str, next_step: str) 
     )
 
 
+def shortened(name: str) -> str:
+    """A name of an event or a subject for a table or a line: printable, at most 200 characters."""
+    text = printable(name[: MOST_CHARACTERS + 1])
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
+
+
 def listed(kinds: Iterable[tuple[str, int]]) -> str:
     """ "square (80), rt (74)", most frequent first, not more than a dozen; "none"."""
     ranked = sorted(kinds, key=lambda kind: (-kind[1], kind[0]))
-    shown = [f"{printable(name)} ({count})" for name, count in ranked[:_LISTED]]
+    shown = [f"{shortened(name)} ({count})" for name, count in ranked[:_LISTED]]
     more = len(ranked) - _LISTED
     return ", ".join(shown) + (f" and {plural(more, 'other')}" if more > 0 else "") or "none"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memcli.eeg.arrays import open_arrays
-from memcli.eeg.bids import bids_root, read_bids
+from memcli.eeg.bids import bids_root, describe_as, read_bids
+from memcli.eeg.brainvision import check_data, check_length, markers_beyond
 from memcli.eeg.edf import read_edf_header
-from memcli.eeg.quiet import notes, quiet
+from memcli.eeg.eeglab import locking_events, undescribed
+from memcli.eeg.quiet import in_turn, notes, quiet
 from memcli.eeg.signals import (
     EpochFacts,
     ExistingEpochs,
@@ -37,8 +41,8 @@ FORMATS = {
 }
 _USUAL_UNITS = {".set": "uV", ".cnt": "uV", ".gdf": "uV"}
 """Of formats that declare none, as MNE takes them."""
+_NO_BIDS = "events.tsv and channels.tsv beside it are unused: mne-bids is not installed"
 _REPEATED = re.compile(r"not unique, found duplicates for: \{(.*?)\}")
-_DATA_POINTS = re.compile(r"^DataPoints\s*=\s*(\d+)\s*$", re.MULTILINE)
 
 
 @dataclass
@@ -101,7 +105,7 @@ def open_file(path: str, sfreq_hz: float | None, channels: Sequence[str] | None)
             facts=arrays.facts,
         )
     try:
-        with quiet() as heard:
+        with in_turn(), quiet() as heard:
             instance, left_out = _read(path, suffix)
             opened = _described(instance, path, suffix)
     except Exception as error:
@@ -114,8 +118,12 @@ def open_file(path: str, sfreq_hz: float | None, channels: Sequence[str] | None)
 def _check_place(path: str) -> None:
     try:
         place = Path(path)
-        if place.is_dir():
-            raise RecordingError(RecordingErrorCode.UNSUPPORTED, "a folder, no file", where=path)
+        mode = place.stat().st_mode
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for somebody who writes into it
+            what = (
+                "a folder, no file" if stat.S_ISDIR(mode) else "a pipe, socket or device, no file"
+            )
+            raise RecordingError(RecordingErrorCode.UNSUPPORTED, what, where=path)
         with place.open("rb") as file:
             if not file.read(1):
                 raise RecordingError(
@@ -136,36 +144,58 @@ def _check_place(path: str) -> None:
 
 def _read(path: str, suffix: str) -> tuple[Any, tuple[str, ...]]:
     """MNE's Raw or Epochs, not loaded where the format allows, and notes."""
+    if suffix == ".vhdr":
+        check_data(path)
+    odd = read_edf_header(path).odd if suffix in (".edf", ".bdf") else ()
+    said = [f"left out, sampled at another rate: {', '.join(odd)}"] if odd else []
+    instance = None
+    if (root := bids_root(path)) is not None:
+        try:
+            instance = _any_encoding(suffix, partial(read_bids, path, root))
+        except ImportError:
+            said.append(_NO_BIDS)
+        else:
+            if odd:  # mne-bids would bring all to one rate, wrongly
+                alone = _read_alone(path, suffix, odd)
+                describe_as(alone, instance)
+                instance = alone
+    if instance is None:
+        instance = _read_alone(path, suffix, odd)
+    if suffix == ".vhdr":
+        check_length(path, instance)
+    return instance, tuple(said)
+
+
+def _read_alone(path: str, suffix: str, odd: Sequence[str]) -> Any:
+    """MNE's Raw or Epochs without the signals `odd` and without anything beside the file."""
     import mne
 
-    if suffix in (".edf", ".bdf"):
-        header = read_edf_header(path)
-    if (root := bids_root(path)) is not None:
-        return read_bids(path, root)
     if suffix == ".fif":
-        return _read_fif(path), ()
+        return _read_fif(path)
     if suffix in (".edf", ".bdf"):
-        odd = header.odd
         reader = mne.io.read_raw_edf if suffix == ".edf" else mne.io.read_raw_bdf
-        said = (f"left out, sampled at another rate: {', '.join(odd)}",) if odd else ()
-        try:
-            return reader(path, exclude=list(odd), preload=False), said
-        except UnicodeDecodeError:  # annotations that are not in UTF-8, as the standard wants it
-            return reader(path, exclude=list(odd), preload=False, encoding="latin1"), said
-    if suffix == ".vhdr":
-        raw = mne.io.read_raw_brainvision(path, preload=False)
-        _check_brainvision(path, raw)
-        return raw, ()
+        return _any_encoding(suffix, partial(reader, path, exclude=list(odd), preload=False))
     if suffix == ".set":
         try:
-            return mne.io.read_raw_eeglab(path, preload=False), ()
+            return mne.io.read_raw_eeglab(path, preload=False)
         except TypeError as error:
             if "trials" not in str(error):
                 raise
-            return mne.io.read_epochs_eeglab(path), ()
+            return mne.io.read_epochs_eeglab(path)
     if suffix == ".gdf":
-        return mne.io.read_raw_gdf(path, preload=False), ()
-    return mne.io.read_raw(path, preload=False), ()
+        return mne.io.read_raw_gdf(path, preload=False)
+    return mne.io.read_raw(path, preload=False)
+
+
+def _any_encoding(suffix: str, read: Callable[..., Any]) -> Any:
+    """What `read` gives, also of annotations that are not in UTF-8, as EDF+ wants them."""
+    try:
+        return read()
+    except Exception as error:  # a plain Exception, in MNE
+        named = isinstance(error, UnicodeDecodeError) or "latin1" in str(error)
+        if suffix not in (".edf", ".bdf") or not named:
+            raise
+        return read(encoding="latin1")
 
 
 def _read_fif(path: str) -> Any:
@@ -186,19 +216,6 @@ def _read_fif(path: str) -> Any:
             return second()
         except Exception:
             raise error from None
-
-
-def _check_brainvision(path: str, raw: Any) -> None:
-    """Raise RecordingError if the data are fewer than the header says."""
-    text = Path(path).read_bytes()[: 1 << 20].decode("latin-1")
-    match = _DATA_POINTS.search(text)
-    if match and raw.n_times < int(match[1]):
-        raise RecordingError(
-            RecordingErrorCode.DAMAGED,
-            f"cut short: {raw.n_times:,} of {int(match[1]):,} samples are there",
-            where=path,
-            next_step="Copy or export it again.",
-        )
 
 
 def _described(instance: Any, path: str, suffix: str) -> Opened:
@@ -222,11 +239,13 @@ def _described(instance: Any, path: str, suffix: str) -> Opened:
     if isinstance(instance, mne.io.BaseRaw):
         opened.signal = RawSignal(instance, path)
         opened.markers = _markers(instance)
+        if suffix == ".vhdr" and bids_root(path) is None:  # BIDS has events of its own
+            opened.markers += markers_beyond(path, opened.signal.samples)
         opened.close = instance.close
         opened.signal.read([0], instance.n_times - 1, instance.n_times)  # is the end there?
     else:
         opened.epochs = MneEpochs(instance, path)
-        opened.facts = _facts(instance)
+        opened.facts = _set_facts(instance, path) if suffix == ".set" else _facts(instance)
     return opened
 
 
@@ -250,6 +269,8 @@ def _subject(info: Any) -> str | None:
 def _markers(raw: Any) -> tuple[Marker, ...]:
     written = raw.annotations
     starts = raw.time_as_index(written.onset, use_rounding=True, origin=written.orig_time)
+    if written.orig_time is None:  # MNE then counts onsets from before the first sample
+        starts = starts - raw.first_samp
     lengths = (written.duration * raw.info["sfreq"]).round().astype(int)
     return tuple(
         Marker(int(start), int(start + length), str(name))
@@ -258,17 +279,38 @@ def _markers(raw: Any) -> tuple[Marker, ...]:
 
 
 def _facts(epochs: Any) -> list[EpochFacts]:
+    import numpy as np
+
     names = {code: name for name, code in epochs.event_id.items()}
     rows = _metadata(epochs.metadata, len(epochs))
     spoiled = epochs.get_annotations_per_epoch()
+    # Decimated or resampled epochs keep the events' samples in the recording as it was.
+    rate = float(np.ravel(getattr(epochs, "_raw_sfreq", epochs.info["sfreq"]))[0])
+    samples = epochs.events[:, 0]
+    # As MNE counts epochs that were made of an array, without events.
+    counted = len(samples) > 1 and np.array_equal(samples, np.arange(len(samples)))
     return [
         EpochFacts(
             str(names.get(int(code), code)),
-            float(sample) / float(epochs.info["sfreq"]),
+            None if counted else float(sample) / rate,
             row,
             any(is_bad(str(one[2])) for one in marks),
         )
         for (sample, _, code), row, marks in zip(epochs.events, rows, spoiled, strict=True)
+    ]
+
+
+def _set_facts(epochs: Any, path: str) -> list[EpochFacts]:
+    """Of EEGLAB's epochs, for which MNE joins names and counts samples of the joined epochs."""
+    facts = [replace(fact, onset_s=None) for fact in _facts(epochs)]
+    events = locking_events(path, len(facts))
+    if events is None:
+        if set(epochs.event_id) != {"unknown"}:  # MNE's name for none
+            raise undescribed(path)
+        return facts
+    return [
+        replace(fact, event=event, onset_s=onset_s)
+        for fact, (event, onset_s) in zip(facts, events, strict=True)
     ]
 
 

@@ -27,17 +27,29 @@ _ELECTRODE = re.compile(
     re.IGNORECASE,
 )
 
+# Around a word that may stand among others, "Marker_channel" or "TRIGGER(1)", not within one.
+_BEFORE, _AFTER = r"(?:.*[^A-Z])?", r"(?:[^A-Z].*)?"
 # Names of other signals, without prefix and reference, in capitals. Electrode names hold no EOG,
 # ECG, EKG or EMG anywhere.
 _OTHERS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("eog", re.compile(r".*EOG.*|[HV]E[OU][GLRUD]?|H[LR]|V[AB]|[LR]OC|[LIS]O[12]|EYE.*|PUPIL.*")),
+    (
+        "eog",
+        re.compile(
+            r".*EOG.*|[HV]E[OU][GLRUD]?(?:[\s_-]?[LRUD12])?|H[LR]|V[AB]|[LR]OC|[LIS]O[12]|"
+            rf"{_BEFORE}(?:EYES?|GAZE[A-Z]*|PUPIL[A-Z]*|BLINKS?){_AFTER}|EYE.*|"
+            r"[LR](?:EFT|IGHT)?[\s_-](?:AREA|POS|VEL|DIAM)(?:[^A-Z].*)?|"
+            # Two EOG derivations of the AASM manual; E1 alone is an electrode of dense nets.
+            r"(?:EEG )?E[12][\s_:/-]*[AM][12]"
+        ),
+    ),
     ("ecg", re.compile(r".*(?:ECG|EKG).*|HEART.*|CARDIO.*")),
     ("emg", re.compile(r".*EMG.*|CHIN\d*|MASSETER.*|(?:[LR]-?)?LEG\d*|SUBMENT.*")),
     (
         "stim",
         re.compile(
-            r"STI(?:M|M?[\s_-]?\d+)?|STATUS|TRIG(?:GER)?S?[\s_-]?\d*|[BE]DF\+? ?ANNOTATIONS.*|"
-            r"MARKERS?|EVENTS?|TTL\d*|DIN\d*|D\d{3}|DIGITAL.*|CODES?|LABELS?|RESPONSES?|STIMULUS.*"
+            rf"{_BEFORE}(?:STIM?|STATUS|TRG|LBL|TTL|DIN|SYNC|CODES?|CLASS|TRIALS?|COND|"
+            rf"(?:STIMUL|STIMC|TRIG|MARKER|EVENT|LABEL|BUTTON|TARGET|RESPONSE|CONDITION)[A-Z]*)"
+            rf"{_AFTER}|[BE]DF\+? ?ANNOTATIONS.*|D\d{{3}}|D[IO]\d+|DIGITAL.*"
         ),
     ),
     (
@@ -46,7 +58,7 @@ _OTHERS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
             r"EXG\d+|ERG\d*|AUX[\s_-]?\d*|BIP\d+|MISC\d*|GSR\d*|EDA\d*|SCR|SCL|SKIN.*|RESP.*|ABDO.*|"
             r"THOR.*|AIRFLOW|NASAL.*|SNORE|TEMP.*|PLETH?.*|PPG.*|BVP|PULSE.*|SPO2|SAO2|OSAT|ACC.*|"
             r"GYRO?.*|MAG[XYZ]|[XYZ]|PHOTO.*|PHOTIC|AUDIO.*|MIC|IBI|BURSTS|SUPPR|COUNTER|TIME.*|"
-            r"INTERPOLATED|RAW_CQ|CQ_.*|DC\d+|REREF|REF|GND|GROUND|BATTERY.*|POSITION|LIGHT"
+            r"RT|REACTION.*|FEEDBACK.*|AIN\d+|INTERPOLATED|RAW_CQ|CQ_.*|DC\d+|REREF|REF|GND|GROUND|BATTERY.*|POSITION|LIGHT"
         ),
     ),
 )

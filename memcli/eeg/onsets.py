@@ -2,8 +2,8 @@
 
 A CSV, TSV or semicolon-separated file whose first line names its columns: `onset_s` or `onset`
 (seconds from the start of the recording); optional `file` (path, name or stem of the recording the
-row is of), `event` (or `trial_type`), and anything else, which becomes metadata (subject, label,
-video, ...). The events.tsv of BIDS is such a table.
+row is of), `event` (or `trial_type`), and anything else, which becomes metadata (subject, video,
+...; label, which is 1, 0 or nothing). The events.tsv of BIDS is such a table.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memcli.errors import RecordingError, RecordingErrorCode
-from memcli.text import printable
+from memcli.errors import RecordingError, RecordingErrorCode, UsageError
+from memcli.text import plural, printable
 
 _ONSET = ("onset_s", "onset")
 _FILE = ("file", "path", "recording", "filename")
 _EVENT = ("event", "trial_type", "description")
+LABEL = "label"
 _MAX_BYTES = 64 << 20
+_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -32,32 +35,79 @@ class Onset:
     metadata: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Row:
+    file: str
+    """As the table names the recording; "" for all."""
+    onset: Onset
+    line: int
+
+
 def read_onsets(table: Path, recording: str) -> list[Onset]:
     """The rows of `table` that are of the file `recording`, in order of time.
 
     Raises RecordingError for a table that cannot be used, naming the line, or without a row for
     this recording.
     """
+    onsets = [row for row in _rows(_text(table), table) if _is_of(row.file, recording)]
+    if not onsets:
+        raise _unusable(table, f"has no row for {Path(recording).name}")
+    _check_labels(onsets, table)
+    return sorted((row.onset for row in onsets), key=lambda onset: onset.onset_s)
+
+
+def check_onsets(table: Path, recordings: Sequence[str] | None) -> tuple[str, ...]:
+    """What is to be told of a table: rows that name none of `recordings`, if these are known.
+
+    Raises UsageError for a table that no recording could use, as `read_onsets` would for each.
+    """
+    try:
+        rows = _rows(_text(table), table)
+        groups: dict[str, list[_Row]] = {}
+        for row in rows:
+            groups.setdefault(row.file, []).append(row)
+        for group in groups.values():
+            _check_labels(group, table)
+    except RecordingError as error:
+        raise UsageError(error.what, where=error.where, next_step=error.next_step) from None
+    if recordings is None:
+        return ()
+    strangers = [
+        row
+        for name, group in groups.items()
+        if not any(_is_of(name, recording) for recording in recordings)
+        for row in group
+    ]
+    if not strangers:
+        return ()
+    first = strangers[0]
+    return (
+        f"{printable(str(table))}: {plural(len(strangers), 'row')} of no recording that was named,"
+        f" the first in line {first.line} ({printable(first.file)[:_SHOWN]})",
+    )
+
+
+def _text(table: Path) -> str:
     try:
         if table.stat().st_size > _MAX_BYTES:
             raise _unusable(table, "too large for a table of onsets")
-        text = table.read_bytes().decode("utf-8-sig")
+        return table.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise _unusable(table, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise _unusable(table, "no text in UTF-8") from error
-    onsets = [row for row in parse_onsets(text, table) if _is_of(row[0], recording)]
-    if not onsets:
-        raise _unusable(table, f"has no row for {Path(recording).name}")
-    return sorted((row[1] for row in onsets), key=lambda onset: onset.onset_s)
 
 
 def parse_onsets(text: str, table: Path) -> list[tuple[str, Onset]]:
     """(recording's name or "", onset) of each row. Raises RecordingError."""
+    return [(row.file, row.onset) for row in _rows(text, table)]
+
+
+def _rows(text: str, table: Path) -> list[_Row]:
     first = text.split("\n", 1)[0]
     delimiter = max("\t;,", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows: list[tuple[str, Onset]] = []
+    rows: list[_Row] = []
     try:
         header = [name.strip() for name in next(reader, [])]
         lower = [name.lower() for name in header]
@@ -84,7 +134,9 @@ def parse_onsets(text: str, table: Path) -> list[tuple[str, Onset]]:
             }
             seconds = _seconds(values[onset], table, reader.line_num)
             kind = values[event] if event is not None and values[event] else "onset"
-            rows.append(("" if file is None else values[file], Onset(seconds, kind, metadata)))
+            _check_label(metadata, table, reader.line_num)
+            name = "" if file is None else values[file]
+            rows.append(_Row(name, Onset(seconds, kind, metadata), reader.line_num))
     except csv.Error as error:
         raise _unusable(table, str(error), line=reader.line_num) from error
     return rows
@@ -99,6 +151,35 @@ def _seconds(text: str, table: Path, line: int) -> float:
         what = f"{printable(text)[:60]!r} is no onset in seconds"
         raise _unusable(table, what, line=line)
     return seconds
+
+
+def _check_label(metadata: Mapping[str, str], table: Path, line: int) -> None:
+    """A label that is neither would be lost without a word."""
+    label = metadata.get(LABEL)
+    if label is not None and _label(label) is None:
+        what = f"label is {printable(label)[:_SHOWN]!r}, neither 0 nor 1 (recognised)"
+        raise _unusable(table, what, line=line)
+
+
+def _check_labels(rows: Sequence[_Row], table: Path) -> None:
+    """Raise RecordingError for one onset of a recording that is recognised and not."""
+    seen: dict[float, tuple[float, int]] = {}
+    for row in rows:
+        label = _label(row.onset.metadata.get(LABEL))
+        if label is None:
+            continue
+        known, line = seen.setdefault(row.onset.onset_s, (label, row.line))
+        if known != label:
+            what = f"label {label:g} at {row.onset.onset_s:g} s, which has {known:g} in line {line}"
+            raise _unusable(table, what, line=row.line)
+
+
+def _label(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if number in (0.0, 1.0) else None
 
 
 def _is_of(name: str, recording: str) -> bool:

@@ -10,11 +10,14 @@ from pathlib import Path
 from types import TracebackType
 
 from memcli.eeg.bids import subject_of
-from memcli.eeg.events import is_event, stimuli
-from memcli.eeg.formats import Opened, open_file
+from memcli.eeg.events import is_boundary, is_event, stimuli
+from memcli.eeg.formats import Opened, is_bad, open_file
 from memcli.eeg.names import Kind, harmonised, kind_of
 from memcli.eeg.signals import Marker
 from memcli.errors import RecordingError, RecordingErrorCode
+
+_MEG = ("mag", "grad", "ref_meg")
+"""MNE's types of what is told as misc otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class RecordingInfo:
     """Of existing epochs; 0 for a continuous recording."""
     notes: tuple[str, ...] = ()
     """What the reader had to say: one short sentence each."""
+
+    not_taken: tuple[tuple[str, int], ...] = ()
+    """Names and counts of annotations that begin epochs only where they are named: comments and
+    what else recorders write."""
 
     @property
     def eeg(self) -> tuple[str, ...]:
@@ -97,23 +104,28 @@ class Recording:
             samples, count = opened.signal.samples, 0
             names = [marker.name for marker in opened.markers if is_event(marker.name)]
             names = names or [marker.name for marker in self.stimuli]
+            others = [
+                one.name
+                for one in opened.markers
+                if not (is_event(one.name) or is_bad(one.name) or is_boundary(one.name))
+            ]
         else:
             assert opened.epochs is not None
             samples, count = opened.epochs.samples, opened.epochs.count
-            names = [fact.event for fact in opened.facts or ()]
-        ranked = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+            names, others = [fact.event for fact in opened.facts or ()], []
         return RecordingInfo(
             path=self.path,
             format=opened.format,
             sfreq_hz=self.sfreq_hz,
             duration_s=samples / self.sfreq_hz,
             channels=self.channels,
-            events=tuple(ranked),
+            events=_ranked(names),
             has_positions=self._has_positions(),
             subject=self.subject,
             epoched=opened.signal is None,
             n_epochs=count,
             notes=opened.notes,
+            not_taken=_ranked(others),
         )
 
     def _has_positions(self) -> bool:
@@ -139,6 +151,11 @@ class Recording:
         self.close()
 
 
+def _ranked(names: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Names and counts, most frequent first."""
+    return tuple(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
 def open_recording(
     path: str | Path,
     *,
@@ -154,7 +171,10 @@ def open_recording(
     recording = Recording(str(path), open_file(str(path), sfreq_hz, channels))
     if not any(channel.kind == "eeg" for channel in recording.channels):
         recording.close()
-        kinds = Counter(channel.kind for channel in recording.channels)
+        kinds = Counter(
+            "MEG" if type_ in _MEG else channel.kind
+            for channel, type_ in zip(recording.channels, recording.opened.types, strict=True)
+        )
         held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"
         raise RecordingError(
             RecordingErrorCode.NO_EEG,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memcli.eeg.quiet import quiet
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+
+_INTERNAL = (AttributeError, IndexError, KeyError, TypeError, AssertionError, ZeroDivisionError)
+"""Errors whose texts name Python's variables, or nothing."""
+_PATH = re.compile(r"(?:Posix|Windows)Path\(('[^']*')\)")
+_SPLIT = re.compile(r"Split raw file detected but next file (.+?) does not exist")
 
 VOLTS = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "nV": 1e-9}
 
@@ -62,7 +69,8 @@ class EpochFacts:
     """What a file says about one of its epochs."""
 
     event: str
-    onset_s: float
+    onset_s: float | None
+    """Of the event in the recording that the epoch was cut from; None: the file does not say."""
     metadata: dict[str, Any] = field(default_factory=dict)
     bad: bool = False
     """Overlapped by a bad annotation."""
@@ -138,11 +146,31 @@ def unreadable(path: str, error: BaseException, *, at: str = "") -> RecordingErr
     """The error of a file that a reader gave up on."""
     if isinstance(error, RecordingError):
         return error
-    words = printable(" ".join(str(error).split()))[:200] or type(error).__name__
+    said = " ".join(str(error).split())
     place = f" at {at}" if at else ""
+    if split := _SPLIT.search(said):
+        return RecordingError(
+            RecordingErrorCode.DAMAGED,
+            f"its next part is not there: {printable(PurePath(split[1]).name)}",
+            where=path,
+            next_step="Copy all parts of a split recording, under the names that they had.",
+        )
+    # What the reader stumbled over says something of its code, nothing of the file.
+    inside = isinstance(error, _INTERNAL) or not said
+    words = "its content is not what its format says" if inside else _PATH.sub(r"\1", said)
     return RecordingError(
         RecordingErrorCode.DAMAGED,
-        f"this recording cannot be read{place}: {words}",
+        f"this recording cannot be read{place}: {printable(words)[:200]}",
         where=path,
         next_step="Is it whole, and what its name says? Copy or export it again.",
+    )
+
+
+def python_objects(path: str) -> RecordingError:
+    """The error of arrays that are pickles, which are never loaded: they may run any code."""
+    return RecordingError(
+        RecordingErrorCode.UNSUPPORTED,
+        "holds Python objects, which are not loaded",
+        where=path,
+        next_step="Save arrays of numbers, and of texts for names (not dtype=object).",
     )

@@ -26,7 +26,7 @@ class Wanted:
     """First sample, in the recording or in the existing epoch."""
     stop: int
     """Sample after the last that is there."""
-    onset_s: float
+    onset_s: float | None
     event: str
     flags: tuple[str, ...]
     metadata: dict[str, Any]
@@ -140,6 +140,14 @@ def _existing(
             f"no window of {prep.window_s:g} s from {prep.start_s:g} s on",
             where=recording.path,
             next_step=f"Needed are {prep.duration_s:g} s from {prep.start_s:g} s after an event.",
+        )
+    if -begin >= prep.window_s * rate:
+        raise RecordingError(
+            RecordingErrorCode.TOO_SHORT,
+            f"epochs begin {epochs.first_s:g} s after their events; the model begins at "
+            f"{prep.start_s:g} s, and no window of {prep.window_s:g} s may be out of place",
+            where=recording.path,
+            next_step="Cut the epochs from the event on, or name the continuous recording.",
         )
     flags = ("late-start",) if begin < 0 else ()
     if stop - start < length:

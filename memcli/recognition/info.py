@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from memcli.eeg import find_recordings, open_recording, read_epochs
 from memcli.errors import ExitCode, MemcliError, ModelError, RecordingError, RecordingErrorCode
+from memcli.progress import say
 from memcli.recognition.recogniser import in_one_line
 from memcli.recognition.rows import DEMONSTRATION
-from memcli.recognition.settings import EegSettings, check_reading, eeg_prep, open_bundle
+from memcli.recognition.settings import (
+    EegSettings,
+    check_options,
+    check_reading,
+    eeg_prep,
+    open_bundle,
+)
 from memcli.text import plural, printable
 
 if TYPE_CHECKING:
@@ -48,8 +55,11 @@ def show_recordings(
     """
     check_reading()
     sources = find_recordings(paths)
+    notes = check_options(settings, [source.path for source in sources])
     bundle, missing = _bundle(settings)
     failed = False
+    for note in notes:
+        say(note)
     for number, source in enumerate(sources):
         try:
             info, fit = _look(source, settings, bundle, missing)
@@ -129,6 +139,12 @@ def _lines(info: RecordingInfo, fit: Fit) -> Iterator[str]:
         yield f"    {count:>6}  {name}"
     if len(info.events) > len(events):
         yield f"    and {len(info.events) - len(events)} more kinds"
+    if info.not_taken:
+        yield "  not taken by default (name them with --event)"
+        for name, count in info.not_taken[:_LISTED_EVENTS]:
+            yield f"    {count:>6}  {name}"
+        if (more_kinds := len(info.not_taken) - _LISTED_EVENTS) > 0:
+            yield f"    and {more_kinds} more kinds"
     for note in info.notes:
         yield f"  note       {note}"
     verdict = {True: "fits", False: "does not fit", None: "not checked"}[fit.fits]

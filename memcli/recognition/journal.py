@@ -20,7 +20,7 @@ from typing import Any
 from memcli.journal import FileIdentity, RowJournal
 from memcli.recognition.rows import EpochRow
 
-_SIDECARS = (".fdt", ".eeg", ".vmrk", ".dat", ".csv", ".json")
+_SIDECARS = (".fdt", ".eeg", ".vmrk", ".dat")
 _BIDS_TABLES = ("events", "channels", "electrodes")
 _BIDS_ENDING = "_eeg"
 
@@ -28,7 +28,9 @@ _BIDS_ENDING = "_eeg"
 def identity_of(path: str) -> FileIdentity | None:
     """The content of a recording and of the files beside it that are read with it.
 
-    Of data files under names of their own, which headers may choose, a change goes unnoticed.
+    A change goes unnoticed of data files under names of their own, which headers may choose; in
+    BIDS also of tables and descriptions that a recording inherits from a folder above or under a
+    shorter name (sub-01_electrodes.tsv), and of the parts of a FIF file after _split-01_.
     """
     whole = FileIdentity.of(path)
     if whole is None:
@@ -46,6 +48,9 @@ def _beside(path: str) -> Iterator[str]:
     for suffix in _SIDECARS:
         if suffix != ending:
             yield stem + suffix
+    # No other .csv or .json: it may be the very table that is written.
+    if ending == ".npy" or stem.endswith(_BIDS_ENDING):
+        yield f"{stem}.json"
     if stem.endswith(_BIDS_ENDING):
         for table in _BIDS_TABLES:
             yield f"{stem.removesuffix(_BIDS_ENDING)}_{table}.tsv"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memcli.closing import Closeable
 from memcli.eeg import open_recording, read_epochs
+from memcli.eeg.events import shortened
 from memcli.engines.loading import usable_cpus
 from memcli.engines.verify import CONTRIBUTIONS, EEG, SAMPLES, SCORE, SUBJECT
 from memcli.errors import RecordingError
@@ -36,6 +37,8 @@ _QUEUE_BYTES = 64 << 20
 _PROBABILITY_DIGITS = 6
 _SECONDS_DIGITS = 3
 _MILLISECONDS_DIGITS = 1
+_MOST_CHARACTERS = 20_000
+"""Of flags and errors: readers of CSV take no cell of more than 131,072."""
 
 Done = Callable[[str, "FileIdentity | None"], "frozenset[int]"]
 
@@ -151,9 +154,9 @@ class Recogniser(Closeable):
             self._blank(reading.source.path),
             subject=_text(epoch.subject),
             epoch=epoch.index,
-            onset_s=round(epoch.onset_s, _SECONDS_DIGITS),
+            onset_s=None if epoch.onset_s is None else round(epoch.onset_s, _SECONDS_DIGITS),
             event=_text(epoch.event),
-            flags="; ".join(map(printable, epoch.flags)) or None,
+            flags="; ".join(map(printable, epoch.flags))[:_MOST_CHARACTERS] or None,
             label=label_of(epoch.metadata),
         )
         if not all(map(math.isfinite, (score, *contributions))):
@@ -165,8 +168,8 @@ class Recogniser(Closeable):
         return replace(
             row,
             status="ok",
-            probability=round(score, _PROBABILITY_DIGITS),
-            recognised=score >= self.settings.threshold,
+            probability=(probability := round(score, _PROBABILITY_DIGITS)),
+            recognised=probability >= self.settings.threshold,  # as whoever reads the table finds
             contributions=[round(one, _PROBABILITY_DIGITS) for one in contributions],
         )
 
@@ -207,7 +210,7 @@ class Recogniser(Closeable):
             self._blank(source.path),
             subject=_text(self.settings.options.subject or source.subject),
             error_code=error.code.value,
-            error=printable(in_one_line(error, source.path)),
+            error=printable(in_one_line(error, source.path))[:_MOST_CHARACTERS],
             read_ms=round(event.read_s * 1000, _MILLISECONDS_DIGITS),
         )
 
@@ -221,4 +224,4 @@ def in_one_line(error: RecordingError, path: str) -> str:
 
 
 def _text(value: str | None) -> str | None:
-    return None if value is None else printable(value)
+    return None if value is None else shortened(value)

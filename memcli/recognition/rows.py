@@ -21,7 +21,8 @@ class EpochRow:
     epoch: int | None
     """Its place among the chosen events of the recording, from 0; also of those left out."""
     onset_s: float | None
-    """Of the event, in seconds from the start of the recording."""
+    """Of the event, in seconds from the start of the recording; of existing epochs where the file
+    says."""
     event: str | None
     status: Status
     """ok or failed."""

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from memcli.eeg import RecordingSource, find_recordings
-from memcli.eeg.events import matcher
 from memcli.errors import ExitCode, UsageError
 from memcli.journal import check_place
 from memcli.recognition.journal import EpochJournal
 from memcli.recognition.recogniser import Reading, Recogniser
 from memcli.recognition.rows import EPOCHS, EpochRow
-from memcli.recognition.settings import EegSettings, check_reading, open_recogniser
+from memcli.recognition.settings import (
+    EegSettings,
+    check_options,
+    check_reading,
+    open_recogniser,
+)
 from memcli.results import output_format, write_rows
 from memcli.table import LISTED_FAILURES, Progress, TableOptions, keep_rows
 
@@ -124,10 +128,10 @@ def recognise_to_table(
     check_place(options.output, resume=options.resume)  # before a model is opened
     if report is not None:
         check_report(report)
-    if settings.options.event is not None:
-        matcher(settings.options.event)  # what fits no recording is said before one is opened
     check_reading()
     sources = find_recordings(paths, options.shard)
+    everything = options.shard is None or options.shard[1] == 1
+    noticed = check_options(settings, [one.path for one in sources] if everything else None)
     with (
         open_recogniser(settings, progress.message) as recogniser,
         EpochJournal.open(options.output, recogniser.identity(), resume=options.resume) as journal,
@@ -152,6 +156,8 @@ def recognise_to_table(
             resumed_failed=failed,
             readers=recogniser.readers,
         )
+        for note in noticed:
+            progress.message(note)
         keep_rows(
             journal,
             summary,

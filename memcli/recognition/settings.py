@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from memcli.eeg import EpochOptions
+from memcli.eeg.channels import check_montage
+from memcli.eeg.events import matcher
+from memcli.eeg.onsets import check_onsets
 from memcli.errors import MissingDependencyError, UsageError
 from memcli.models import MODELS
 from memcli.spec import EegPrep, ModelSpec, Precision
@@ -82,6 +85,20 @@ def _digest(path: Path) -> str:
         raise UsageError(
             f"the onsets cannot be read: {error.strerror or error}", where=str(path)
         ) from error
+
+
+def check_options(settings: EegSettings, recordings: Sequence[str] | None) -> tuple[str, ...]:
+    """What is to be told of the options, once, before a recording is opened.
+
+    `recordings` are all that the table of onsets may be about; None: there are others. Raises
+    UsageError for options that are wrong whatever the recordings hold: events, montage, onsets.
+    """
+    options = settings.options
+    if options.event is not None:
+        matcher(options.event)
+    if options.montage is not None:
+        check_montage(options.montage)
+    return () if options.onsets is None else check_onsets(options.onsets, recordings)
 
 
 def check_reading() -> None:

@@ -21,8 +21,10 @@ def opening_lines(summary: EegSummary) -> list[str]:
 
 def closing_lines(summary: EegSummary) -> list[str]:
     """What was done, how fast, what limits it, and what failed and why."""
-    counts = [f"{plural(summary.epochs, 'epoch')} of {plural(summary.done, 'recording')} scored"]
+    counts = [f"{plural(summary.epochs, 'epoch')} of {plural(summary.ok, 'recording')} scored"]
     counts += [f"{plural(summary.failed, 'recording')} failed"]
+    if summary.resumed == summary.total:
+        counts = ["nothing left to score: the table has all that was asked for"]
     if summary.epochs_failed:
         counts.append(f"{plural(summary.epochs_failed, 'epoch')} without a probability")
     lines = [f"{', '.join(counts)} in {clock(summary.elapsed_s)}"]

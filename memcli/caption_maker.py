@@ -24,12 +24,16 @@ from memcli.captioning.choice import (
     installed_captioners,
 )
 from memcli.closing import Closeable
-from memcli.errors import EngineError, MemcliError, UsageError
+from memcli.errors import EngineError, MemcliError, ModelError, UsageError
 from memcli.journal import FileIdentity
 from memcli.spec import FramePrep, Sampling
+from memcli.text import printable
 
 if TYPE_CHECKING:
-    from memcli.captioning.captioner import Captioner
+    import numpy as np
+    import numpy.typing as npt
+
+    from memcli.captioning.captioner import Caption, Captioner
     from memcli.video import Clip
     from memcli.video.nvdec import Nvdec
 
@@ -150,32 +154,40 @@ class CaptionMaker(Closeable):
     def make(
         self, videos: Sequence[CaptionFrames], cancelled: Callable[[], bool]
     ) -> list[MadeCaption]:
-        """Captions of a batch, which are kept. Raises ModelError, EngineError, DeviceError."""
+        """Captions of a batch, which are kept.
+
+        Where the captioner fails on a batch (out of memory, say) it is asked again for the halves,
+        down to single videos; one that fails alone has a `failure` for a caption. Raises ModelError,
+        EngineError, DeviceError if it captions none of them, nor black frames: then it is not
+        the videos.
+        """
         self._cancelled = cancelled  # of this run: there may be several with one captioner
         with self.turn:
             captioner = self._open()
-            said = captioner.caption([video.clip.frames for video in videos])
-        made = []
-        for video, caption in zip(videos, said, strict=True):
-            info = video.clip.info
-            duration = info.duration_s
-            made.append(
-                MadeCaption(
-                    text=_plain(caption.text),
-                    tokens=len(caption.tokens),
-                    looping=caption.looping,
-                    cut=caption.cut,
-                    duration_s=None if duration is None else round(duration, _SECONDS_DIGITS),
-                    width=info.width,
-                    height=info.height,
-                    frames_used=video.clip.frames_used,
-                    damage=video.clip.damage,
-                    decoder=video.clip.decoder,
-                )
-            )
-            if video.key is not None:
-                self._keep(video.key, made[-1])
+            said = self._said(captioner, [video.clip.frames for video in videos])
+            if all(isinstance(one, MemcliError) for one in said):
+                (black,) = self._said(captioner, [videos[0].clip.frames * 0])
+                if isinstance(black, MemcliError):
+                    raise black
+        made = [_made(video.clip, one) for video, one in zip(videos, said, strict=True)]
+        for video, one in zip(videos, made, strict=True):
+            if video.key is not None and one.failure is None:
+                self._keep(video.key, one)
         return made
+
+    def _said(
+        self, captioner: Captioner, clips: Sequence[npt.NDArray[np.uint8]]
+    ) -> list[Caption | MemcliError]:
+        try:
+            found = captioner.caption(clips, batch_size=self.batch_size)
+        except _Ended:
+            raise
+        except (EngineError, ModelError) as error:
+            if len(clips) == 1:
+                return [error]
+            half = len(clips) // 2
+            return self._said(captioner, clips[:half]) + self._said(captioner, clips[half:])
+        return [_no_number() if one.broken else one for one in found]
 
     def close(self) -> None:
         """Free the captioner."""
@@ -223,6 +235,24 @@ class CaptionMaker(Closeable):
         )
 
 
+def _made(clip: Clip, said: Caption | MemcliError) -> MadeCaption:
+    caption, failure = (None, said) if isinstance(said, MemcliError) else (said, None)
+    info = clip.info
+    return MadeCaption(
+        text=_plain(caption.text) if caption else "",
+        tokens=len(caption.tokens) if caption else 0,
+        looping=caption is not None and caption.looping,
+        cut=caption is not None and caption.cut,
+        duration_s=None if info.duration_s is None else round(info.duration_s, _SECONDS_DIGITS),
+        width=info.width,
+        height=info.height,
+        frames_used=clip.frames_used,
+        damage=clip.damage,
+        decoder=clip.decoder,
+        failure=f"the captioner failed: {printable(failure.what)}" if failure else None,
+    )
+
+
 def _plain(text: str) -> str:
     """A caption in one line, without characters that do not print: so it is the same text in the
     table, beside the video, in the cache and for the model."""
@@ -247,9 +277,17 @@ def _stoppable_sessions(
     return Stoppable(bundle, device, threads)
 
 
+class _Ended(EngineError):
+    """The run was ended: nothing is to be tried again."""
+
+
+def _no_number() -> EngineError:
+    return EngineError("it computes numbers that are none (NaN or infinite)")
+
+
 def _check(cancelled: Callable[[], bool]) -> None:
     if cancelled():
-        raise EngineError("the run was ended while captions were made")
+        raise _Ended("the run was ended while captions were made")
 
 
 def open_maker(

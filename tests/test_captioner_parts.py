@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memcli.captioning.generate import Generated, GenerationRules, generate, loop_length
 from memcli.captioning.images import ImageRules, prepare_clip, resize, tiles_of
-from memcli.errors import EngineError, ModelError, UsageError
+from memcli.errors import ModelError, UsageError
 from tests.tiny_smolvlm import IMAGE, IMAGE_TOKENS, TEMPLATES, Shape, put_template, tokenizer
 
 FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
@@ -185,15 +185,23 @@ def test_each_text_ends_for_itself(keeps: bool) -> None:
     assert min(script.sizes) == (1 if keeps else 6)
 
 
-def test_numbers_that_are_none_are_an_error() -> None:
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_end_their_own_text(wrong: float) -> None:
     class Broken(_Script):
         def _logits(self) -> Any:
-            return np.full((1, 50), np.nan, np.float32)
+            logits = super()._logits()
+            if self.place == 1 and 1 in self.rows:
+                logits[self.rows.index(1)] = wrong
+            return logits
 
-    with pytest.raises(EngineError, match="NaN"):
-        generate(
-            Broken([[1]]), np.zeros((1, 2, 3)), np.ones((1, 2), np.int64), GenerationRules(4, (1,))
-        )
+    script = Broken([[1, 2, 49], [3, 4, 49], [5, 6, 7, 49]])
+    rules = GenerationRules(8, (49,))
+    found = generate(script, np.zeros((3, 2, 3)), np.ones((3, 2), np.int64), rules)
+    assert found == [
+        Generated((1, 2), False, False),
+        Generated((3,), False, False, broken=True),
+        Generated((5, 6, 7), False, False),
+    ]
 
 
 def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

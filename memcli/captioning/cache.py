@@ -56,10 +56,14 @@ class MadeCaption:
     damage: str | None
     decoder: str
     """What decoded it: cpu or nvdec."""
+    failure: str | None = None
+    """Why the captioner could not compute it; such a one is not kept."""
 
     @property
     def problem(self) -> str | None:
         """Why it is not to be used, in one line; None if it is."""
+        if self.failure is not None:
+            return self.failure
         if self.looping:
             return f"the captioner repeated itself: {printable(self.text[:_SHOWN]) or 'at once'}"
         return None if self.text else "the captioner gave no caption"
@@ -89,6 +93,7 @@ class CaptionCache(Closeable):
     def add(self, key: VideoKey, caption: MadeCaption) -> None:
         """Keep a caption. Where that fails `problem` says why; the run is none the worse for it."""
         line = {"path": key.path, "size": key.size, "mtime_ns": key.mtime_ns, **asdict(caption)}
+        del line["failure"]
         with self._lock:
             if self.problem is not None:
                 return
@@ -164,7 +169,7 @@ def _key(value: dict[str, Any]) -> VideoKey | None:
 
 
 def _caption(value: dict[str, Any]) -> MadeCaption | None:
-    names = MadeCaption.__dataclass_fields__
+    names = [name for name in MadeCaption.__dataclass_fields__ if name != "failure"]
     if any(name not in value for name in names):
         return None
     caption = MadeCaption(**{name: value[name] for name in names})

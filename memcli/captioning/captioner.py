@@ -43,6 +43,8 @@ class Caption:
     """It repeated itself and was ended."""
     cut: bool
     """It was longer than the manifest's `max_new_tokens`."""
+    broken: bool = False
+    """What comes next was no number (NaN or infinite), so that it was ended."""
 
 
 @dataclass(frozen=True)
@@ -176,4 +178,6 @@ class Captioner(Closeable):
 
     def _caption(self, generated: Generated) -> Caption:
         text = decodable(self._tokenizer.decode(generated.tokens))
-        return Caption(text, generated.tokens, generated.looping, generated.cut)
+        return Caption(
+            text, generated.tokens, generated.looping, generated.cut, generated.broken
+        )

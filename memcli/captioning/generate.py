@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from memcli.errors import EngineError, ModelError
+from memcli.errors import ModelError
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -62,6 +62,8 @@ class Generated:
     """It repeated itself and was ended."""
     cut: bool
     """It had more to say than `max_new_tokens`."""
+    broken: bool = False
+    """It was ended because what comes next was no number (NaN or infinite)."""
 
 
 class Decoder(Protocol):
@@ -86,16 +88,18 @@ def generate(
 ) -> list[Generated]:
     """The texts that follow the prompts, in their order.
 
-    Raises EngineError for logits that are no numbers, and what the decoder raises.
+    A text whose logits are no numbers ends there, the others go on. Raises what the decoder raises.
     """
     texts: list[list[int]] = [[] for _ in embeddings]
     ended: list[Generated | None] = [None] * len(texts)
     rows = np.arange(len(texts))
     logits = decoder.start(embeddings, mask, rules.max_new_tokens)
     while True:
-        ids = _choose(logits)
+        ids, sound = _choose(logits)
         for place, row in enumerate(rows):
-            if ended[row] is None:
+            if ended[row] is None and not sound[place]:
+                ended[row] = Generated(tuple(texts[row]), False, False, broken=True)
+            elif ended[row] is None:
                 ended[row] = _take(texts[row], int(ids[place]), rules)
         live = np.array([place for place, row in enumerate(rows) if ended[row] is None], np.int64)
         if not len(live):
@@ -106,12 +110,12 @@ def generate(
         logits = decoder.step(ids)
 
 
-def _choose(logits: Floats) -> Integers:
+def _choose(logits: Floats) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """The next token of each text, and whether it was chosen by numbers."""
     ids: Integers = np.argmax(logits, axis=-1).astype(np.int64)
     best = np.take_along_axis(logits, ids[:, None], axis=-1)
-    if not np.isfinite(best).all():  # argmax gives the place of a NaN if there is one
-        raise EngineError("the captioner computes numbers that are none (NaN or infinite)")
-    return ids
+    # argmax gives the place of a NaN if there is one.
+    return ids, np.isfinite(best[:, 0])
 
 
 def _take(text: list[int], token: int, rules: GenerationRules) -> Generated | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -58,10 +59,14 @@ class CaptionJournal(RowJournal[CaptionRow]):
 
     row_type = CaptionRow
 
+    def rows_of(self, keys: Iterable[str]) -> Iterator[CaptionRow]:
+        """The newest rows of finished files, in their order."""
+        return self._rows_at(self._entries[key].offset for key in keys)
+
 
 class Sidecars:
     """Writes captions beside videos: `clip.txt`, or `clip.mp4.txt` where two videos of a run share
-    `clip`. What is there already stays as it is."""
+    `clip`. Captions that are there already, in whichever file, stay what the video has."""
 
     def __init__(self, videos: Iterable[str]):
         self._sharing = Counter(os.path.splitext(video)[0] for video in videos)  # noqa: PTH122
@@ -76,7 +81,7 @@ class Sidecars:
         content = f"{caption}\n".encode()
         for other in sidecar_paths(video):
             found = _content(other)
-            if found is not None and (found == content or other.endswith(".txt")):
+            if found is not None:
                 self.kept += found != content
                 return
         try:
@@ -91,6 +96,20 @@ class Sidecars:
             ) from error
         else:
             self.written += 1
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What a file system says that has no hard links: FAT, exFAT, many network shares."""
+
+
+def _write_new(path: str, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+    except BaseException:
+        os.unlink(path)  # noqa: PTH108 (a torn caption would stay for good)
+        raise
 
 
 def _content(path: str) -> bytes | None:
@@ -108,6 +127,11 @@ def _place(path: str, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
         os.chmod(temporary, 0o644)  # noqa: PTH101
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _write_new(path, content)
     finally:
         os.unlink(temporary)  # noqa: PTH108

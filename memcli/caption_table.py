@@ -161,6 +161,11 @@ def caption_to_table(
 
         def fill() -> None:
             started = time.monotonic()
+            if beside is not None:  # an earlier run may not have written these
+                for source, row in zip(kept, journal.rows_of(s.key for s in kept), strict=True):
+                    if row.caption is not None:
+                        beside.write(source.path, row.caption)
+                _measure(summary, run.stats, beside, time.monotonic() - started)
             with closing(_rows(run, pending, journal, beside)) as rows:
                 for row in rows:
                     summary.count(row)

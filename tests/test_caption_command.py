@@ -114,6 +114,24 @@ def test_files_beside_the_videos(
     assert "beside the videos: 0 files written; 1 already there" in capsys.readouterr().err
 
 
+def test_files_beside_the_videos_may_be_asked_for_later(
+    memcli_home: Path, videos: Path, tmp_path: Path
+) -> None:
+    bundle = install_captioner(memcli_home)
+    output = tmp_path / "c.jsonl"
+    caption(videos, output=output)
+    assert not list(videos.glob("*.txt"))
+    break_captioner(bundle)
+    caption(videos, "--sidecars", output=output)
+    said = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {path.name: path.read_text() for path in videos.glob("*.txt")} == {
+        Path(row["path"]).with_suffix(".txt").name: row["caption"] + "\n"
+        for row in said
+        if row["caption"]
+    }
+    assert len(list(videos.glob("*.txt"))) == 2
+
+
 def test_a_place_where_no_file_can_be_written(tmp_path: Path) -> None:
     video = str(tmp_path / "absent" / "a.mp4")
     with pytest.raises(OutputError, match="without --sidecars"):

@@ -6,6 +6,7 @@ Beside `clip.mp4` these are looked for, in this order: `clip.mp4.txt`, `clip.txt
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -27,6 +28,8 @@ Origin = Literal["given", "sidecar", "generated", "none"]
 SIDECAR_SUFFIXES = (".txt", ".srt")
 MAX_SIDECAR_BYTES = 4 << 20
 _LISTED = 3
+_NOT_THERE = (errno.ENAMETOOLONG, errno.ENXIO)
+"""A name that no file can have, as the video's own is nearly as long as one may be; a socket."""
 _TIMES = re.compile(r"\s*\d+:\d\d:\d\d[,.]\d+\s*-->")
 _MARKUP = re.compile(r"<[^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 
@@ -173,6 +176,8 @@ def _read(path: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _NOT_THERE:
+            return None
         reason = getattr(error, "strerror", None) or str(error)
         raise _unusable(path, f"cannot be read: {reason}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -157,9 +157,9 @@ class CaptionMaker(Closeable):
         """Captions of a batch, which are kept.
 
         Where the captioner fails on a batch (out of memory, say) it is asked again for the halves,
-        down to single videos; one that fails alone has a `failure` for a caption. Raises ModelError,
-        EngineError, DeviceError if it captions none of them, nor black frames: then it is not
-        the videos.
+        down to single videos; one that fails alone has a `failure` for a caption. If it captions
+        none of them, nor black frames, it is not the videos: raises ModelError, EngineError,
+        DeviceError.
         """
         self._cancelled = cancelled  # of this run: there may be several with one captioner
         with self.turn:
@@ -180,7 +180,7 @@ class CaptionMaker(Closeable):
     ) -> list[Caption | MemcliError]:
         try:
             found = captioner.caption(clips, batch_size=self.batch_size)
-        except _Ended:
+        except _EndedError:
             raise
         except (EngineError, ModelError) as error:
             if len(clips) == 1:
@@ -277,7 +277,7 @@ def _stoppable_sessions(
     return Stoppable(bundle, device, threads)
 
 
-class _Ended(EngineError):
+class _EndedError(EngineError):
     """The run was ended: nothing is to be tried again."""
 
 
@@ -287,7 +287,7 @@ def _no_number() -> EngineError:
 
 def _check(cancelled: Callable[[], bool]) -> None:
     if cancelled():
-        raise _Ended("the run was ended while captions were made")
+        raise _EndedError("the run was ended while captions were made")
 
 
 def open_maker(

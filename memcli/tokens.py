@@ -49,7 +49,7 @@ class Tokeniser:
         """
         self.prep = prep
         self._where = str(path)
-        self._tokenizer = _load(path)
+        self._tokenizer = load_tokenizer(path)
         padding = self._tokenizer.padding or {}
         self._pad_left = str(padding.get("direction", "right")).lower() == "left"
         self._tokenizer.no_padding()
@@ -76,7 +76,7 @@ class Tokeniser:
         try:
             found = self._tokenizer.encode_batch(flat)
         except BaseException as error:
-            raise _unusable(error, self._where) from error
+            raise unusable_tokenizer(error, self._where) from error
         rows = [encoding.ids or [self.prep.pad_id] for encoding in found]
         length = max((len(row) for row in rows), default=1)
         if self.prep.fixed_length:
@@ -104,7 +104,8 @@ def _encodable(text: str) -> str:
     return "".join(_REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
-def _load(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file. Raises ModelError if it cannot be used."""
     from tokenizers import Tokenizer
 
     try:
@@ -119,10 +120,10 @@ def _load(path: Path) -> Any:
     try:
         return Tokenizer.from_str(content.decode("utf-8"))
     except BaseException as error:
-        raise _unusable(error, str(path)) from error
+        raise unusable_tokenizer(error, str(path)) from error
 
 
-def _unusable(error: BaseException, where: str) -> BaseException:
+def unusable_tokenizer(error: BaseException, where: str) -> BaseException:
     """ModelError for what the library raises; its panics derive from BaseException only."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return error

@@ -87,8 +87,9 @@ def test_a_captioner_that_computes_nothing_ends_the_run(
 ) -> None:
     asked = failing(monkeypatch, {0, 1, 2})
     with CaptionMaker(install_captioner(memcli_home), device="cpu", threads=1) as maker:
+        frames = frames_of(maker, tmp_path, 2)
         with pytest.raises(EngineError, match="Failed to allocate"):
-            maker.make(frames_of(maker, tmp_path, 2), lambda: False)
+            maker.make(frames, lambda: False)
     assert asked == [[1, 2], [1], [2], [0]]
 
 

@@ -256,6 +256,22 @@ def test_damaged_captioners_are_refused(
         {"generation": {"stop": "x"}},
         {"prompt": {**manifest["prompt"], "prefix": 3}},
         {"precision": "fp7"},
+        {"frames": float("inf")},
+        {"frames": 8.0},
+        {"images": {**manifest["images"], "splitting": "false"}},
+        {"revision": ["a"]},
+        {"generation": {**manifest["generation"], "stop": "49"}},
+        {"generation": {**manifest["generation"], "stop": [-1]}},
+        {"generation": {**manifest["generation"], "stop": [10**9]}},
+        {"prompt": {**manifest["prompt"], "image": "a" * 700_000}},
+        {"prompt": {**manifest["prompt"], "prefix": "\ud800"}},
+        {"prompt": {**manifest["prompt"], "add_special": 1}},
+        {"licence": "free\nand easy"},
+        {"question": "What?\x1b[2J"},
+        {"files": {**manifest["files"], "a\0b": "0" * 64}},
+        {"files": {**manifest["files"], "a\udcff": "0" * 64}},
+        {"made_by": []},
+        {"parity": 3},
     ):
         (folder / "captioner.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(ModelError):

@@ -131,11 +131,73 @@ def test_templates_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
         ([9, *[1, 2] * 6], 10),
         ([1, 2, 3, 4, 5, 6, 7, 8] * 3, 16),
         ([1, 2, 3, 4, 5, 6, 7, 8] * 2, 0),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 3, 0),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9] * 3, 18),
+        ([0, *range(100, 120), *range(100, 120)], 0),
+        ([0, *(list(range(100, 120)) * 3)], 40),
+        ([*(list(range(100, 120)) * 3), 0], 0),
     ],
 )
 def test_loops(text: list[int], length: int) -> None:
-    assert loop_length(text, 8) == length
+    assert loop_length(text) == length
+
+
+def test_a_sentence_that_a_cut_text_says_twice_is_a_loop() -> None:
+    sentence = list(range(1, 13))
+    both = [*sentence, *sentence, 14]
+    for texts, rules, looping in (
+        ([[13, *both]], GenerationRules(25, (49,)), True),
+        ([[13, *both]], GenerationRules(26, (49,)), False),  # the second has begun to differ
+        ([[*both]], GenerationRules(24, (49,), loop_ngram=0), False),
+        ([[*range(1, 9), *range(1, 9), 49]], GenerationRules(16, (49,)), False),  # short
+        ([[*sentence, *sentence, 49]], GenerationRules(64, (49,)), False),  # it ended by itself
+    ):
+        (found,) = generate(_Script(texts), np.zeros((1, 2, 3)), np.ones((1, 2), np.int64), rules)
+        assert found.looping == looping
+        assert not looping or found.tokens == (13, *sentence)
+
+
+def test_tokenizers_that_cannot_be_used_are_model_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memcli.captioning import prompt
+
+    class PanicException(BaseException):
+        """What the library's own is called."""
+
+    rules = prompt.PromptRules("", "", "", "<image>", "", "", "", 2, False)
+    path = tmp_path / "tokenizer.json"
+    own = tokenizer()
+    own.save(str(path))
+    whole = prompt.PromptTokenizer(path, rules)
+    assert whole.encode([(0, 0)]) == [whole.image_id] * 2
+
+    class Panicking:
+        model = None
+
+        def no_padding(self) -> None: ...
+
+        def no_truncation(self) -> None: ...
+
+        def token_to_id(self, token: str) -> int:
+            return 1
+
+        def encode(self, *_: Any, **__: Any) -> Any:
+            raise PanicException("index out of range")
+
+        decode = encode
+
+    monkeypatch.setattr(whole, "_tokenizer", Panicking())
+    with pytest.raises(ModelError, match="index out of range"):
+        whole.decode([1])
+    monkeypatch.setattr(prompt, "load_tokenizer", lambda path: Panicking())
+    with pytest.raises(ModelError, match="index out of range"):
+        prompt.PromptTokenizer(path, rules)
+    monkeypatch.undo()
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="by chance"):
+        prompt.PromptTokenizer(path, rules)
 
 
 class _Script:

@@ -142,6 +142,8 @@ LAYERS = {
         "memcli.inputs",
         "memcli.captions",
         "memcli.closing",
+        "memcli.tokens",
+        "memcli.typed",
         "memcli.engines",
         "memcli.captioning",
     },

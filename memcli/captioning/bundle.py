@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memcli.captioning.generate import GenerationRules
 from memcli.captioning.images import ImageRules
@@ -24,14 +24,17 @@ from memcli.captioning.prompt import PromptRules
 from memcli.engines.files import sha256_file
 from memcli.errors import ModelError
 from memcli.home import home
+from memcli.text import printable
+from memcli.typed import parsed
 
 SCHEMA = 1
 MANIFEST = "captioner.json"
 TOKENIZER = "tokenizer.json"
-GRAPHS = ("vision", "embed", "decoder")
-PRECISIONS = ("fp32", "fp16", "int8")
 MAX_FRAMES = 64
 _MAX_MANIFEST_BYTES = 4 << 20
+_MAX_TEXT = 200
+_MAX_QUESTION = 10_000
+_SHOWN = 100
 _REQUIRED = ("vision.onnx", "embed.onnx", "decoder.onnx", TOKENIZER)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -99,6 +102,21 @@ class CaptionerBundle:
         return content
 
 
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "repository", "digest", "licence", "question"), str),
+    "revision": str | None,
+    "precision": Literal["fp32", "fp16", "int8"],
+    "frames": int,
+    "images": ImageRules,
+    "prompt": PromptRules,
+    "generation": GenerationRules,
+    "cache": CacheShape,
+    "files": dict[str, str],
+    "made_by": dict[str, str],
+}
+"""What the manifest holds, beside the schema and what the gate measured."""
+
+
 def captioners_dir() -> Path:
     """One folder per installed captioner."""
     return home() / "captioners"
@@ -154,42 +172,30 @@ def _parsed(content: Any, folder: Path, path: Path) -> CaptionerBundle:
             next_step="Make it again: memcli export captioner",
         )
     try:
-        files = {str(name): str(value) for name, value in content["files"].items()}
-        cache = content["cache"]
-        bundle = CaptionerBundle(
-            name=str(content["name"]),
-            folder=folder,
-            repository=str(content["repository"]),
-            revision=None if content["revision"] is None else str(content["revision"]),
-            digest=str(content["digest"]),
-            licence=str(content["licence"]),
-            precision=str(content["precision"]),
-            question=str(content["question"]),
-            frames=int(content["frames"]),
-            images=ImageRules.from_dict(content["images"]),
-            prompt=PromptRules.from_dict(content["prompt"]),
-            generation=GenerationRules.from_dict(content["generation"]),
-            cache=CacheShape(
-                int(cache["layers"]), int(cache["heads"]), int(cache["width"]), str(cache["dtype"])
-            ),
-            files=files,
-            parity=dict(content["parity"]),
-            made_by={str(key): str(value) for key, value in content["made_by"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        known = {name: parsed(kind, content[name], name) for name, kind in _KINDS.items()}
+        parity = dict(content["parity"])
+    except (KeyError, TypeError, ValueError, ModelError) as error:
+        what = error.what if isinstance(error, ModelError) else str(error)
         raise ModelError(
-            f"the manifest is damaged: {type(error).__name__} {error}", where=str(path)
+            f"the manifest is damaged: {printable(what[:_SHOWN])}", where=str(path)
         ) from error
-    plain = all(Path(n).name == n and _HASH.fullmatch(h) for n, h in bundle.files.items())
+    bundle = CaptionerBundle(folder=folder, parity=parity, **known)
+    told = (bundle.repository, bundle.revision or "", bundle.digest, bundle.licence)
     if (
         not _NAME.fullmatch(bundle.name)
-        or not plain
+        or not all(_is_file(name, value) for name, value in bundle.files.items())
         or any(name not in bundle.files for name in _REQUIRED)
-        or bundle.precision not in PRECISIONS
+        or not all(len(text) <= _MAX_TEXT and text.isprintable() for text in told)
+        or not (len(bundle.question) <= _MAX_QUESTION and bundle.question.isprintable())
         or not 1 <= bundle.frames <= MAX_FRAMES
     ):
         raise ModelError("the manifest is damaged", where=str(path))
     return bundle
+
+
+def _is_file(name: str, value: str) -> bool:
+    plain = Path(name).name == name and name.isprintable() and len(name) <= _MAX_TEXT
+    return plain and _HASH.fullmatch(value) is not None
 
 
 def check_files(bundle: CaptionerBundle) -> None:

@@ -168,6 +168,10 @@ class Captioner(Closeable):
         embeddings = self._sessions.embeddings(ids)
         images = (ids == self._tokenizer.image_id) & (mask == 1)
         features = np.concatenate([prompt.features for prompt in prompts])
+        if embeddings.shape[-1] != features.shape[-1]:
+            raise ModelError(
+                "its vision tower and its decoder do not fit", where=str(self.bundle.folder)
+            )
         if images.sum() != len(features):
             raise ModelError(
                 f"the prompt has {images.sum()} image tokens for {len(features)} features",
@@ -178,6 +182,4 @@ class Captioner(Closeable):
 
     def _caption(self, generated: Generated) -> Caption:
         text = decodable(self._tokenizer.decode(generated.tokens))
-        return Caption(
-            text, generated.tokens, generated.looping, generated.cut, generated.broken
-        )
+        return Caption(text, generated.tokens, generated.looping, generated.cut, generated.broken)

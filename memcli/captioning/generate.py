@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ from memcli.errors import ModelError
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 MAX_NEW_TOKENS = 1024
+MAX_VOCABULARY = 1 << 20
 _LOOP_TOKENS = 12
 _LOOP_REPEATS = 3
+_CUT_TOKENS = 9
 _LEAVE_AT = 0.25
 """Texts that ended are taken out of the batch when they are this share of it: a row's keys and
 values are copied then, which costs as much as one step of it."""
@@ -36,20 +38,13 @@ class GenerationRules:
     stop: tuple[int, ...]
     """Ids of which any ends the text; it is not part of it."""
     loop_ngram: int = 8
-    """The longest run of tokens whose repetition ends a text; 0: none does."""
+    """0: no repetition ends a text; else see `loop_length`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS or not 0 <= self.loop_ngram <= 64:
-            raise ModelError(f"unusable rules for generation: {self}")
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> GenerationRules:
-        """Raises KeyError, TypeError, ModelError."""
-        return cls(
-            int(value["max_new_tokens"]),
-            tuple(int(one) for one in value["stop"]),
-            int(value["loop_ngram"]),
-        )
+            raise ModelError("unusable rules for generation")
+        if not all(0 <= one < MAX_VOCABULARY for one in self.stop):
+            raise ModelError("unusable rules for generation: a stop that is no token")
 
 
 @dataclass(frozen=True)
@@ -123,23 +118,40 @@ def _take(text: list[int], token: int, rules: GenerationRules) -> Generated | No
     if token in rules.stop:
         return Generated(tuple(text), False, False)
     text.append(token)
-    repeated = loop_length(text, rules.loop_ngram)
+    cut = len(text) == rules.max_new_tokens
+    repeated = 0
+    if rules.loop_ngram:
+        repeated = loop_length(text) or (repetition_at_cut(text) if cut else 0)
     if repeated:
         return Generated(tuple(text[: len(text) - repeated]), True, False)
-    if len(text) == rules.max_new_tokens:
-        return Generated(tuple(text), False, True)
-    return None
+    return Generated(tuple(text), False, True) if cut else None
 
 
-def loop_length(text: Sequence[int], longest: int) -> int:
+def loop_length(text: Sequence[int]) -> int:
     """How many tokens at the end only repeat what stands before them; 0 if none do.
 
-    A loop is one run of at most `longest` tokens, at least three times in a row and over at least
+    A loop is a run of tokens, of whatever length, at least three times in a row and over at least
     12 tokens: "very, very, very" is none yet.
     """
-    for size in range(1, longest + 1):
+    for size in range(1, len(text) // _LOOP_REPEATS + 1):
         repeats = max(_LOOP_REPEATS, -(-_LOOP_TOKENS // size))
-        tail = list(text[-size * repeats :])
-        if len(tail) == size * repeats and tail[size:] == tail[:-size]:
+        if _repeats(text, size, repeats):
             return size * (repeats - 1)
     return 0
+
+
+def repetition_at_cut(text: Sequence[int]) -> int:
+    """As `loop_length`, for a text that was cut: whatever stands there twice, of 9 tokens and more,
+    would have gone on so."""
+    for size in range(_CUT_TOKENS, len(text) // 2 + 1):
+        if _repeats(text, size, 2):
+            return size
+    return 0
+
+
+def _repeats(text: Sequence[int], size: int, times: int) -> bool:
+    """Whether a text ends with one run of `size` tokens, `times` in a row."""
+    if len(text) < size * times or text[-1] != text[-1 - size]:
+        return False
+    tail = list(text[-size * times :])
+    return tail[size:] == tail[:-size]

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +51,6 @@ class ImageRules:
             or (self.longest is not None and not 1 <= self.longest <= MAX_SIDE)
         ):
             raise ModelError(f"unusable rules for images: {self}")
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> ImageRules:
-        """Raises KeyError, TypeError, ModelError."""
-        longest = value["longest"]
-        return cls(
-            int(value["side"]),
-            None if longest is None else int(longest),
-            bool(value["splitting"]),
-            str(value["resample"]),
-        )
 
 
 def prepare_clip(clip: Image, rules: ImageRules) -> tuple[Image, Tiles]:

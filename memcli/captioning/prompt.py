@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from memcli.captioning.images import Tiles
 from memcli.errors import ModelError
+from memcli.tokens import load_tokenizer, unusable_tokenizer
 
-MAX_TOKENIZER_BYTES = 64 << 20
+_MAX_TOKEN = 256
+_MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,13 @@ class PromptRules:
 
     def __post_init__(self) -> None:
         if not 1 <= self.tokens <= 4096 or not self.image:
-            raise ModelError(f"unusable rules for the prompt: {self.tokens} tokens per image")
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> PromptRules:
-        """Raises KeyError, TypeError, ModelError."""
-        texts = ("prefix", "separator", "suffix", "image", "around", "whole", "tile")
-        if not all(isinstance(value[name], str) for name in texts):
-            raise TypeError("a piece of the prompt is no text")
-        return cls(
-            **{name: value[name] for name in texts},
-            tokens=int(value["tokens"]),
-            add_special=bool(value["add_special"]),
-        )
+            raise ModelError("unusable rules for the prompt: tokens per image")
+        tokens = (self.image, self.around, self.whole, self.tile)
+        texts = (self.prefix, self.separator, self.suffix)
+        if max(map(len, tokens)) > _MAX_TOKEN or max(map(len, texts)) > _MAX_TEXT:
+            raise ModelError("unusable rules for the prompt: a piece is too long")
+        if any("\ud800" <= one <= "\udfff" for piece in (*tokens, *texts) for one in piece):
+            raise ModelError("unusable rules for the prompt: a piece is no text")
 
 
 def prompt_text(rules: PromptRules, tiles: Sequence[Tiles]) -> str:
@@ -80,18 +75,13 @@ class PromptTokenizer:
     """Prompts to token ids and ids to text. Not changed by use, so threads may share one."""
 
     def __init__(self, path: Path, rules: PromptRules):
-        """Read a tokenizer.json. Raises ModelError if it cannot be used."""
-        from tokenizers import Tokenizer
-
+        """Read a tokenizer.json. Raises ModelError if it cannot be used: one prompt is encoded, as
+        some files fail then only."""
         self._rules = rules
-        try:
-            if path.stat().st_size > MAX_TOKENIZER_BYTES:
-                raise ModelError("is too large for a tokenizer", where=str(path))
-            self._tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except ModelError:
-            raise
-        except Exception as error:  # the tokenizers library raises Exception itself
-            raise ModelError(f"no usable tokenizer: {error}", where=str(path)) from error
+        self._where = str(path)
+        self._tokenizer = load_tokenizer(path)
+        if getattr(self._tokenizer.model, "dropout", None):
+            raise ModelError("its tokens are drawn by chance (dropout)", where=self._where)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         image = self._tokenizer.token_to_id(rules.image)
@@ -99,16 +89,24 @@ class PromptTokenizer:
             raise ModelError(f"the tokenizer has no token {rules.image!r}", where=str(path))
         self.image_id: int = image
         """The id that features replace."""
+        self.encode([(0, 0)])
 
     def encode(self, tiles: Sequence[Tiles]) -> list[int]:
-        """Token ids of the prompt for frames cut like this."""
+        """Token ids of the prompt for frames cut like this. Raises ModelError."""
         text = prompt_text(self._rules, tiles)
-        ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=self._rules.add_special
-        ).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(
+                text, add_special_tokens=self._rules.add_special
+            ).ids
+        except BaseException as error:
+            raise unusable_tokenizer(error, self._where) from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated tokens, without special ones and space around it."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """Text of generated tokens, without special ones and space around it. Raises
+        ModelError."""
+        try:
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        except BaseException as error:
+            raise unusable_tokenizer(error, self._where) from error
         return text.strip()

@@ -8,6 +8,8 @@ of its time on copying them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from memcli.captioning.generate import Floats, Integers
 from memcli.closing import Closeable
 from memcli.engines.loading import import_runtime, one_line
 from memcli.engines.onnxruntime import execution_providers
-from memcli.errors import DeviceError, EngineError
+from memcli.errors import DeviceError, EngineError, MemcliError
 
 _SEVERITY_ERROR = 3
 _IMAGES_AT_ONCE = 8
@@ -91,10 +93,8 @@ class CaptionerSessions(Closeable):
 
     def run_bound(self, name: str, binding: Any) -> None:
         """Run a session with what is bound. Raises EngineError."""
-        try:
+        with _failing(name):
             self._session(name).run_with_iobinding(binding)
-        except Exception as error:  # as above
-            raise EngineError(f"the captioner's {name} graph failed: {one_line(error)}") from error
 
     def close(self) -> None:
         """Free the sessions; later calls raise EngineError."""
@@ -106,12 +106,22 @@ class CaptionerSessions(Closeable):
         return self._sessions[name]
 
     def _run(self, name: str, feeds: dict[str, Any]) -> Floats:
-        session = self._session(name)
-        try:
-            value: Floats = session.run(None, feeds)[0]
-        except Exception as error:  # as above
-            raise EngineError(f"the captioner's {name} graph failed: {one_line(error)}") from error
+        with _failing(name):
+            value: Floats = self._session(name).run(None, feeds)[0]
+            if value.ndim != 3:
+                raise EngineError(f"the captioner's {name} graph gives no [N, L, D]")
         return value
+
+
+@contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """EngineError for whatever a graph, its inputs and its outputs fail with."""
+    try:
+        yield
+    except MemcliError:
+        raise
+    except Exception as error:  # ORT's exceptions share no public base but Exception
+        raise EngineError(f"the captioner's {name} graph failed: {one_line(error)}") from error
 
 
 class OrtDecoder:
@@ -133,7 +143,11 @@ class OrtDecoder:
         self._next: Integers = np.zeros(0, np.int64)
 
     def start(self, embeddings: Floats, mask: Integers, new_tokens: int) -> Floats:
-        """Read the prompts; see `generate.Decoder`."""
+        """Read the prompts; see `generate.Decoder`. Raises EngineError."""
+        with _failing("decoder"):
+            return self._start(embeddings, mask, new_tokens)
+
+    def _start(self, embeddings: Floats, mask: Integers, new_tokens: int) -> Floats:
         shape = self._sessions.bundle.cache
         batch, length = mask.shape
         # The graph wants a past of one place at least: of a prompt it is one that nobody sees.
@@ -157,14 +171,17 @@ class OrtDecoder:
         positions = self._next[:, None]
         self._next = self._next + 1
         self._length += 1
-        return self._run(self._value(self._sessions.embeddings(ids[:, None])), positions)
+        embedded = self._sessions.embeddings(ids[:, None])
+        with _failing("decoder"):
+            return self._run(self._value(embedded), positions)
 
     def keep(self, rows: Integers) -> bool:
         """Go on with these rows: on the CPU, where keys and values can be picked out."""
         if self._place[0] != "cpu":
             return False
-        self._past = [self._value(value.numpy()[rows]) for value in self._past]
-        self._recent = [self._value(value.numpy()[rows]) for value in self._recent]
+        with _failing("decoder"):
+            self._past = [self._value(value.numpy()[rows]) for value in self._past]
+            self._recent = [self._value(value.numpy()[rows]) for value in self._recent]
         self._mask, self._next = self._mask[rows], self._next[rows]
         return True
 
@@ -183,6 +200,8 @@ class OrtDecoder:
         self._sessions.run_bound("decoder", binding)
         logits, *self._recent = binding.get_outputs()
         result: Floats = logits.numpy().astype(np.float32, copy=False)
+        if result.ndim != 2 or len(result) != len(mask) or not result.size:
+            raise EngineError("the captioner's decoder graph gives no [batch, vocabulary]")
         return result
 
     def _empty(self, batch: int) -> list[Any]:

@@ -263,10 +263,15 @@ def _table_entries(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
                 )
             place, texts = columns
             row += [""] * (width - len(row))
-            captions = [caption for i in texts for caption in _listed(row[i])]
+            captions = [caption for i in texts for caption in _listed(_unguarded(row[i]))]
             yield reader.line_num, row[place], captions
     except csv.Error as error:
         raise _wrong(str(path), reader.line_num, f"no CSV: {error}") from error
+
+
+def _unguarded(cell: str) -> str:
+    """Without the apostrophe that tables put before what a spreadsheet takes for a formula."""
+    return cell[1:] if cell.startswith(("'=", "'+", "'-", "'@")) else cell
 
 
 def _listed(cell: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import socket
@@ -11,7 +12,9 @@ import pytest
 
 from memcli.caption_rows import Sidecars
 from memcli.captioning.sources import CaptionFinder, read_sidecar
+from memcli.captions import read_captions
 from memcli.errors import OutputError
+from memcli.text import csv_cell
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
@@ -64,3 +67,11 @@ def test_a_socket_is_no_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("a.txt")
         assert read_sidecar("a.mp4") == ()
+
+
+@pytest.mark.parametrize("caption", ["=1+1", "+ two", "- a dog", "@home", "'quoted'", "a dog"])
+def test_captions_of_a_table_are_what_was_said(tmp_path: Path, caption: str) -> None:
+    path = tmp_path / "c.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("path", "caption"), ("a.mp4", csv_cell(caption))])
+    assert read_captions(path).of("a.mp4") == (caption,)

@@ -21,7 +21,8 @@ from memcli.captioning.bundle import CaptionerBundle
 from memcli.captioning.cache import CaptionCache, MadeCaption, VideoKey
 from memcli.captioning.choice import (
     choose_captioner,
-    installed_captioners,
+    none_for,
+    survey_captioners,
 )
 from memcli.closing import Closeable
 from memcli.errors import EngineError, MemcliError, ModelError, UsageError
@@ -302,16 +303,19 @@ def open_maker(
 
     `name` is that of a captioner, a folder or a size; None chooses. On a device that ONNX Runtime
     cannot use the captioner runs on the CPU, which is said. Raises ModelError for a name that is
-    not installed, MissingDependencyError without ONNX Runtime.
+    not installed or does not compute there, MissingDependencyError without ONNX Runtime.
     """
-    installed = [bundle.name for bundle in installed_captioners()]
-    if name is None and not installed:
-        return None
+    if name is None:
+        installed, damaged = survey_captioners()
+        for one in damaged:
+            report(f"captioner: {one} is left out")
+        if not installed:
+            return None
     place = _place(device, report)
     memory = device_memory(place) if name is None else None
     chosen = choose_captioner(name, place, memory)
     if chosen is None:
-        report(f"captioner: none; on {place} these do not compute: {', '.join(installed)}")
+        report(f"captioner: none; {none_for(place).what}")
         return None
     if chosen.note:
         report(chosen.note)
@@ -353,6 +357,17 @@ def captioning_device(device: str) -> str:
         return "cuda" if usable and machine.inspect().nvidia.gpus else "cpu"
     execution_providers(ort, device)
     return device
+
+
+def expected_place(device: str) -> str:
+    """Where the captioner of an engine on `device` runs, as far as is known before one is chosen:
+    on the GPU if that can be. Raises nothing: what is wrong with a device, its engine says."""
+    try:
+        return captioning_device(device)
+    except UsageError:
+        return "cuda"
+    except MemcliError:
+        return "cpu"
 
 
 def device_memory(device: str, root: Path = Path("/")) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 from memcli.caption_maker import CaptionFrames, CaptionMaker, captioning_device, open_maker
 from memcli.caption_rows import CAPTIONS, CaptionJournal, CaptionRow, Sidecars
 from memcli.captioning.cache import MadeCaption
-from memcli.captioning.choice import no_captioner_error
+from memcli.captioning.choice import none_for
 from memcli.engines.loading import usable_cpus
 from memcli.errors import ExitCode, VideoError, VideoErrorCode
 from memcli.inputs import Source, collect
@@ -133,7 +133,7 @@ def caption_to_table(
         report=progress.message,
     )
     if maker is None:
-        raise no_captioner_error()
+        raise none_for(captioning_device(settings.device))
     maker.batch_size = settings.batch_size or maker.batch_size
     identity = {**maker.identity(), "sampling": settings.sampling}
     with (

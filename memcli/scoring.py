@@ -320,7 +320,6 @@ class Scorer(Closeable):
             reason = result.problem or "no captions were asked for"
             return replace(
                 row,
-                caption_source="none",
                 error_code=VideoErrorCode.NO_CAPTION.value,
                 error=f"{reason}, and {self.bundle.model} gives no score from frames alone",
             )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from memcli.captioning.choice import (
-    HOW_TO_GET,
     choose_captioner,
-    installed_captioners,
-    no_captioner_error,
+    none_for,
 )
 from memcli.captioning.sources import any_sidecar, check_required
 from memcli.captions import Captions
-from memcli.errors import UsageError
+from memcli.errors import ModelError, UsageError
 from memcli.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 def check_captions(
     settings: ScoreSettings, spec: ModelSpec, videos: Sequence[str], *, whole: bool
 ) -> None:
-    """Raise UsageError if a model reads captions and not one of `videos` would get any, or if all
-    must have some (`require`) and do not; ModelError for a captioner that is not here.
+    """Raise ModelError if a model reads captions and not one of `videos` would get any, or for a
+    captioner that is not here; UsageError if all must have some (`require`) and do not.
 
     Only manifests are read. `whole` of False: other parts of the videos are scored elsewhere.
     """
@@ -34,21 +33,34 @@ def check_captions(
     if spec.text is None or mode == "none":
         return
     if mode == "require":
-        check_required(settings.captions, videos, whole=whole)
+        failing = {video for video in videos if not _holds_something(video)}
+        check_required(settings.captions, videos, whole=whole, failing=failing)
         return
-    if settings.captioner is not None:
-        choose_captioner(settings.captioner, "cuda", None)  # raises if it is not here
+    from memcli.caption_maker import expected_place
+
+    place = expected_place(settings.device)
+    if choose_captioner(settings.captioner, place, None) is not None:
         return
-    if installed_captioners():
-        return
+    error = none_for(place)
     if mode == "generate":
-        raise no_captioner_error()
+        raise error
     if settings.captions is None and not any_sidecar(videos):
-        raise UsageError(
-            f"{spec.name} reads captions: none were given, none are beside the videos, and no"
-            " captioner is installed",
-            next_step=HOW_TO_GET,
+        next_step = error.next_step or ""
+        if spec.head is not None and spec.head.kind == "LateFusion":
+            next_step += "\nOr score the frames alone:  --captions none"
+        raise ModelError(
+            f"{spec.name} reads captions: none were given, none are beside the videos, and"
+            f" {error.what}",
+            next_step=next_step,
         )
+
+
+def _holds_something(video: str) -> bool:
+    """Whether this can be a video: rows of others fail, with captions or without."""
+    try:
+        return os.stat(video).st_size > 0  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
 
 
 def maker_for(
@@ -74,7 +86,7 @@ def maker_for(
         report=report,
     )
     if maker is None and mode == "generate":
-        raise no_captioner_error(f"no captioner that is installed computes on {device}")
+        raise none_for(device)
     return maker
 
 

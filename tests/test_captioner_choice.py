@@ -83,7 +83,9 @@ def test_elsewhere_it_is_500m_in_the_precision_of_the_device() -> None:
         assert chosen(None, "cpu", memory) == ("smolvlm2-500m-int8", None)
         assert chosen(None, "cuda", memory) == ("smolvlm2-500m-fp16", None)
     assert chosen("2.2B", "cuda", 80) == ("smolvlm2-2.2b-fp16", None)
-    assert chosen("smolvlm2-256m-fp16", "cpu", 80) == ("smolvlm2-256m-fp16", None)
+    assert chosen("smolvlm2-256m-fp16", "cuda", 80) == ("smolvlm2-256m-fp16", None)
+    with pytest.raises(ModelError, match=r"cpu does not compute .* smolvlm2-256m-fp16 \(fp16\)"):
+        choose_captioner("smolvlm2-256m-fp16", "cpu", None)
 
 
 def test_a_small_device_without_the_smallest_is_told_of_it() -> None:
@@ -127,6 +129,8 @@ def test_damaged_ones_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     install("bad")
     (captioners_dir() / "bad/captioner.json").write_text("{}")
     assert [bundle.name for bundle in installed_captioners()] == ["good"]
+    with pytest.raises(ModelError, match=r"installed: good, bad \(was made by another version"):
+        choose_captioner("500m", "cpu", None)
     assert app.run(["doctor", "--json"]) in (ExitCode.OK, ExitCode.NOT_USABLE)
     report = json.loads(capsys.readouterr().out)
     entries = {one["captioner"]: one for one in report["captioners"]["installed"]}
@@ -204,10 +208,30 @@ def test_help_of_the_command(tmp_path: Path) -> None:
     assert "--sidecars" in done.stdout
 
 
-def test_the_hash_is_part_of_the_label() -> None:
+def test_damaged_ones_are_told_of() -> None:
+    from memcli import caption_maker
+
+    pytest.importorskip("onnxruntime")
+    install("good")
+    install("bad")
+    (captioners_dir() / "bad/captioner.json").write_text("{")
+    said: list[str] = []
+    maker = caption_maker.open_maker(
+        None, device="cpu", threads=1, sampling="exact", report=said.append
+    )
+    assert maker is not None
+    assert said == ["captioner: bad (the manifest is no valid JSON) is left out"]
+
+
+def test_the_hash_is_part_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     install("mine")
     (bundle,) = installed_captioners()
     assert replace(bundle, question="Else?").hash != bundle.hash
+    licensed = replace(bundle, files={**bundle.files, "LICENSE": "0" * 64})
+    before = bundle.hash
+    assert licensed.hash == before
+    monkeypatch.setattr("memcli.captioning.bundle.CAPTION_VERSION", 99)
+    assert bundle.hash != before
 
 
 @pytest.mark.parametrize(
@@ -235,4 +259,4 @@ def test_a_captioner_of_another_device_is_none() -> None:
         None, device="cpu", threads=1, sampling="exact", report=said.append
     )
     assert maker is None
-    assert said == ["captioner: none; on cpu these do not compute: half"]
+    assert said == ["captioner: none; cpu does not compute what is installed: half (fp16)"]

@@ -212,6 +212,30 @@ def test_required_captions_are_asked_for_before_anything_is_opened(
     assert [rows[name]["caption_source"] for name in CLIPS] == ["given", "sidecar", "sidecar"]
 
 
+def test_captions_are_not_required_of_what_cannot_be_scored(
+    memcli_home: Path, videos: Path
+) -> None:
+    make_text_bundle(memcli_home)
+    for name in "abc":
+        (videos / f"{name}.txt").write_text("beside")
+    (videos / "empty.mp4").write_bytes(b"")
+    code, rows = run(videos, "tiny-text", "--captions", "require")
+    assert code == ExitCode.SOME_INPUTS_FAILED
+    assert (rows["empty.mp4"]["error_code"], rows["a.mp4"]["status"]) == ("empty", "ok")
+
+
+def test_a_captioner_that_does_not_compute_here_is_said_at_once(
+    memcli_home: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_text_bundle(memcli_home)
+    install_captioner(memcli_home, precision="fp16")
+    for options in ([], ["--captioner", "500m"], ["--captioner", "smolvlm2-500m"]):
+        assert run(videos, "tiny-text", "--device", "cpu", *options)[0] == ExitCode.NOT_USABLE
+        error = capsys.readouterr().err
+        assert "cpu does not compute what is installed: smolvlm2-500m (fp16)" in error
+        assert "verifying" not in error
+
+
 def test_a_file_beside_a_video_that_cannot_be_read_fails_that_video(
     memcli_home: Path, videos: Path
 ) -> None:
@@ -266,8 +290,8 @@ def test_a_captioner_that_repeats_itself(memcli_home: Path, videos: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], ExitCode.USAGE, "memcli export captioner"),
-        ([], ExitCode.USAGE, "--captions FILE, or clip.txt beside clip.mp4"),
+        ([], ExitCode.NOT_USABLE, "memcli export captioner"),
+        ([], ExitCode.NOT_USABLE, "--captions FILE, or clip.txt beside clip.mp4"),
         (["--captions", "generate"], ExitCode.NOT_USABLE, "no captioner is installed"),
         (["--captioner", "256m"], ExitCode.NOT_USABLE, "there is no captioner '256m' here"),
         (["--captions", "none"], ExitCode.USAGE, "tiny-text sees captions only"),
@@ -319,7 +343,7 @@ def test_some_captions_beside_videos_and_no_captioner(memcli_home: Path, videos:
 
 def test_the_api_makes_captions_too(memcli_home: Path, videos: Path) -> None:
     make_text_bundle(memcli_home, frames=True)
-    with pytest.raises(UsageError, match="no captioner is installed"):
+    with pytest.raises(ModelError, match="no captioner is installed"):
         next(score(videos, model="tiny-fusion", engine="onnxruntime"))
     with pytest.raises(ModelError, match="no captioner"):
         next(score(videos, model="tiny-fusion", captioner="absent"))

@@ -28,6 +28,9 @@ from memcli.text import printable
 from memcli.typed import parsed
 
 SCHEMA = 1
+CAPTION_VERSION = 2
+"""Goes up with any change of memcli's own that may change a caption: how frames are prepared, how
+tokens are chosen, what counts as repetition."""
 MANIFEST = "captioner.json"
 TOKENIZER = "tokenizer.json"
 MAX_FRAMES = 64
@@ -83,10 +86,13 @@ class CaptionerBundle:
 
     @property
     def hash(self) -> str:
-        """Changes with anything that decides about a caption: files, rules, prompt."""
+        """Changes with anything that decides about a caption: files, rules, prompt, and what memcli
+        itself does with frames and tokens."""
         content = self.to_dict()
         for told in ("name", "parity", "made_by", "repository", "revision", "licence"):
             del content[told]
+        content["files"].pop("LICENSE", None)
+        content["version"] = CAPTION_VERSION
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def graph(self, name: str) -> Path:

@@ -13,6 +13,7 @@ from memcli.captioning.bundle import (
     read_captioner,
 )
 from memcli.errors import ModelError
+from memcli.text import printable
 
 SMALL_BYTES = 9 * 10**9
 """Devices of 8 GB, which tell up to 8.6e9 bytes, have less than this."""
@@ -30,19 +31,23 @@ class CaptionerChoice:
     note: str | None = None
 
 
-def installed_captioners() -> list[CaptionerBundle]:
-    """Every captioner on this machine, by name. Damaged ones are left out; opening one by name
-    says what is wrong with it."""
+def survey_captioners() -> tuple[list[CaptionerBundle], list[str]]:
+    """Every captioner on this machine, by name, and those that are damaged: name and reason."""
     folder = captioners_dir()
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = []
+    found, damaged = [], []
     for path in paths:
         if not path.name.startswith(".") and (path / MANIFEST).is_file():
             try:
                 found.append(read_captioner(path, check=False))
-            except ModelError:
-                continue
-    return found
+            except ModelError as error:
+                damaged.append(f"{printable(path.name)} ({printable(error.what)})")
+    return found, damaged
+
+
+def installed_captioners() -> list[CaptionerBundle]:
+    """Every captioner on this machine, by name, without the damaged ones."""
+    return survey_captioners()[0]
 
 
 def choose_captioner(
@@ -52,17 +57,23 @@ def choose_captioner(
 
     `name` is that of an installed one, a folder, or a size (256m, 500m, 2.2b). On `cpu` int8 goes
     before fp32, on `cuda` fp16 does; the size is 500M, and the smallest where the device has 8 GB
-    or less (`memory_bytes`; None: unknown). Raises ModelError for a name that is not here.
+    or less (`memory_bytes`; None: unknown). Raises ModelError for a name that is not here, or that
+    the device does not compute.
     """
     if name is not None:
         named = _named(name)
         if named is not None:
+            if not _fitting([named], device):
+                raise _not_computed([named], device)
             return CaptionerChoice(named)
-    fitting = _fitting(installed_captioners(), device)
+    installed = installed_captioners()
     if name is not None:
-        fitting = [bundle for bundle in fitting if size_of(bundle) == name.lower()]
-        if not fitting:
+        installed = [bundle for bundle in installed if size_of(bundle) == name.lower()]
+        if not installed:
             raise _absent(name)
+    fitting = _fitting(installed, device)
+    if not fitting and name is not None:
+        raise _not_computed(installed, device)
     if not fitting:
         return None
     if name is None and memory_bytes is not None and memory_bytes < SMALL_BYTES:
@@ -88,6 +99,15 @@ def no_captioner_error(what: str = "no captioner is installed") -> ModelError:
     return ModelError(what, next_step=HOW_TO_GET)
 
 
+def none_for(device: str) -> ModelError:
+    """Why there is no captioner for a device, although one is needed."""
+    installed, damaged = survey_captioners()
+    error = _not_computed(installed, device) if installed else no_captioner_error()
+    if damaged:
+        error = no_captioner_error(f"{error.what}; damaged: {', '.join(damaged)}")
+    return error
+
+
 HOW_TO_GET = (
     "Make one:          memcli export captioner   (needs pip install 'memcli[export,cpu]')\n"
     "Or install one:    memcli models add FOLDER   (made on another machine)\n"
@@ -107,8 +127,14 @@ def _named(name: str) -> CaptionerBundle | None:
     return read_captioner(folder.resolve(), check=False)
 
 
+def _not_computed(bundles: list[CaptionerBundle], device: str) -> ModelError:
+    names = ", ".join(f"{one.name} ({one.precision})" for one in bundles)
+    return no_captioner_error(f"{device} does not compute what is installed: {names}")
+
+
 def _absent(name: str) -> ModelError:
-    names = ", ".join(bundle.name for bundle in installed_captioners())
+    installed, damaged = survey_captioners()
+    names = ", ".join([*(bundle.name for bundle in installed), *damaged])
     there = f" (installed: {names})" if names else ""
     return no_captioner_error(f"there is no captioner {name!r} here{there}")
 

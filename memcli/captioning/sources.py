@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -77,14 +77,21 @@ class CaptionFinder:
         )
 
 
-def check_required(given: CaptionSource | None, videos: Sequence[str], *, whole: bool) -> None:
+def check_required(
+    given: CaptionSource | None,
+    videos: Sequence[str],
+    *,
+    whole: bool,
+    failing: Container[str] = (),
+) -> None:
     """Raise UsageError unless every video has captions and every name in the file has a video.
 
-    `whole` of False: these videos are one part of many, so that names may be of others. The error
+    `whole` of False: these videos are one part of many, so that names may be of others. Those in
+    `failing` cannot be scored anyway, and need none. The error
     counts what is wrong and names the first three of each kind.
     """
     finder = CaptionFinder(given, "require")
-    found = {video: _outcome(finder, video) for video in videos}
+    found = {video: _outcome(finder, video) for video in videos if video not in failing}
     missing = [video for video, outcome in found.items() if outcome is None]
     unreadable = [f"{video} ({outcome})" for video, outcome in found.items() if outcome]
     unknown = given.unused(videos) if whole and isinstance(given, Captions) else []

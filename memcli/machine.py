@@ -60,6 +60,8 @@ print(json.dumps(answer))
 """
 
 _EXPORT = ("torch", "transformers", "onnxscript")
+_TRAIN = (*_EXPORT, "lightning", "matplotlib", "scikit-learn", "scipy", "tensorboard")
+_EEG = ("mne", "mne-bids", "pandas")
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpu": ("scoring on this CPU", ("onnxruntime", "openvino")),
     "gpu": ("scoring on an NVIDIA GPU", ("onnxruntime-gpu", "cuda-python", "PyNvVideoCodec")),
@@ -69,11 +71,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "parquet": ("tables in Parquet", ("pyarrow",)),
     "export": ("exports from PyTorch", _EXPORT),
-    "train": (
-        "training",
-        (*_EXPORT, "lightning", "matplotlib", "scikit-learn", "scipy", "tensorboard"),
-    ),
-    "eeg": ("EEG recordings", ("mne",)),
+    "train": ("training", _TRAIN),
+    "eeg": ("EEG recordings", _EEG),
+    "eeg-baselines": ("peers of the EEG model", (*_TRAIN, *_EEG, "braindecode", "pyriemann")),
 }
 """Extra -> what it is for, and the distributions it consists of (a test holds it against
 pyproject.toml)."""

@@ -171,7 +171,8 @@ def test_the_extras_are_those_of_the_package() -> None:
         for entry in declared[extra]:
             name = entry.split(";")[0].split(">")[0].split("=")[0].strip()
             inner = name.removeprefix("memcli[").rstrip("]")
-            names |= distributions(inner) if inner != name else {name}
+            own = {name} if inner == name else set()
+            names |= own.union(*map(distributions, () if own else inner.split(",")))
         return names
 
     assert set(machine.EXTRAS) == set(declared) - {"dev"}

@@ -113,7 +113,6 @@ def command(model: str, resume: Path | None, as_json: bool, **given: Any) -> Non
     if get_model(model).eeg is not None:
         _train_eeg(model, resume, given, as_json=as_json)
         return
-    given = {name: value for name, value in given.items() if name not in EEG_ONLY}
     settings = _settings(model, resume, given)
     run = train_model(settings, make_training_progress(as_json=as_json), resume=resume)
     if as_json:
@@ -202,6 +201,7 @@ def _settings(model: str, resume: Path | None, given: dict[str, Any]) -> Any:
     from memcli.training.plan import check_options
     from memcli.training.settings import TrainSettings
 
+    given = {name: value for name, value in given.items() if name not in EEG_ONLY}
     given["split"] = given["split"] or "folds"
     given["options"] = dict(head_option(text) for text in given["options"])
     check_options(get_model(model), given["options"])

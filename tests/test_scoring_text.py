@@ -20,7 +20,6 @@ from memcli.engines.select import open_engine
 from memcli.errors import (
     ExitCode,
     ModelError,
-    UsageError,
     VideoErrorCode,
 )
 from memcli.reading import Prepared, Reader, padded
@@ -147,7 +146,8 @@ def test_bad_requests_end_before_anything_is_opened(
     make_text_bundle(memcli_home, frames=model == "tiny-fusion")
     (tmp_path / "c.csv").write_text("path,caption\na.mp4,a dog\n")
     done = memcli_here("score", clips / "a.mp4", "--model", model, *options, cwd=tmp_path)
-    assert done.returncode == ExitCode.USAGE, done.stderr
+    # Without captions it is a captioner that is missing: the model is not usable.
+    assert done.returncode == (ExitCode.USAGE if options else ExitCode.NOT_USABLE), done.stderr
     assert message in done.stderr
     assert "verifying" not in done.stderr
     assert not list(tmp_path.glob("scores*"))
@@ -246,7 +246,7 @@ def test_the_api_takes_captions_in_every_form(
     ]
     assert len(set(scores)) == 1
     assert scores[0] == pytest.approx(text_score([["a dog"]])[0], abs=1e-6)
-    with pytest.raises(UsageError, match="--captions"):
+    with pytest.raises(ModelError, match="reads captions"):
         next(score(clips / "a.mp4", model="tiny-text"))
     assert ScoreSettings(model="x", captions=Captions("y", {"a": ("b",)})).captions is not None
     assert TEXT_PREP.max_tokens < len(LONG.split())

@@ -26,6 +26,7 @@ __all__ = [
     "PrecisionChoice",
     "Selection",
     "list_candidates",
+    "open_candidate",
     "open_engine",
 ]
 
@@ -97,6 +98,24 @@ def open_engine(
         for opened in trial.open.values():
             opened.close()
     raise _none_passed(trial)
+
+
+def open_candidate(
+    bundle: Bundle,
+    candidate: Candidate,
+    *,
+    threads: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Selection:
+    """Open just this one; verifies and raises as `open_engine` does."""
+    return open_engine(
+        bundle,
+        engine=candidate.engine,
+        device=candidate.device,
+        precision=candidate.variant.precision,
+        threads=threads,
+        report=report,
+    )
 
 
 def _try(trial: _Trial, candidate: Candidate) -> None:

@@ -25,7 +25,7 @@ from memcli.engines.base import EngineDescription, TensorSpec
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.cuda import DeviceArray
 from memcli.engines.reference import synthetic_captions
-from memcli.engines.select import Candidate, Selection, open_engine
+from memcli.engines.select import Candidate, Selection, open_candidate
 from memcli.engines.verify import ParityReport
 from memcli.errors import MemcliError, UsageError
 from memcli.preprocess import FramePreparer
@@ -307,14 +307,7 @@ def measure_engine(
     An engine that cannot be opened, or refuses, is an `EngineSpeed` with its `problem`.
     """
     try:
-        selection = open_engine(
-            bundle,
-            engine=candidate.engine,
-            device=candidate.device,
-            precision=candidate.variant.precision,
-            threads=settings.threads,
-            report=report,
-        )
+        selection = open_candidate(bundle, candidate, threads=settings.threads, report=report)
     except UsageError:
         raise
     except MemcliError as error:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.select import Candidate, open_engine
+from memcli.engines.select import Candidate, open_candidate
 from memcli.engines.verify import epoch_feeds
 from memcli.errors import MemcliError, UsageError
 
@@ -122,14 +122,7 @@ def _measure(
     report: Callable[[str], None],
 ) -> EpochSpeed:
     try:
-        selection = open_engine(
-            bundle,
-            engine=candidate.engine,
-            device=candidate.device,
-            precision=candidate.variant.precision,
-            threads=settings.threads,
-            report=report,
-        )
+        selection = open_candidate(bundle, candidate, threads=settings.threads, report=report)
     except UsageError:
         raise
     except MemcliError as error:

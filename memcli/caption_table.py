@@ -6,21 +6,21 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from memcli.caption_maker import CaptionFrames, CaptionMaker, captioning_device, open_maker
 from memcli.caption_rows import CAPTIONS, CaptionJournal, CaptionRow, Sidecars
 from memcli.captioning.cache import MadeCaption
 from memcli.captioning.choice import none_for
 from memcli.engines.loading import usable_cpus
-from memcli.errors import ExitCode, VideoError, VideoErrorCode
+from memcli.errors import VideoError, VideoErrorCode
 from memcli.inputs import Source, collect
 from memcli.journal import FileIdentity, check_place
 from memcli.pipeline import Outcome, Pipeline, Stats
 from memcli.results import output_format, write_rows
 from memcli.spec import Sampling
-from memcli.table import LISTED_FAILURES, Progress, TableOptions, keep_rows
+from memcli.summary import RunSummary
+from memcli.table import Progress, TableOptions, keep_rows
 from memcli.text import printable
 
 _MILLISECONDS_DIGITS = 1
@@ -41,71 +41,30 @@ class CaptionSettings:
     file_timeout_s: float | None = 300.0
 
 
-@dataclass
-class CaptionSummary:
-    """What a run did. Counts and speeds are of this run, not of the earlier ones it resumed."""
+@dataclass(kw_only=True)
+class CaptionSummary(RunSummary):
+    """A run of `memcli caption`."""
 
-    output: str
     captioner: str
     device: str
     precision: str
     weights_license: str
-    total: int
-    """Videos asked for."""
-    resumed: int
-    """Of these, already in the table."""
-    resumed_failed: int
-    """Of these, as failed."""
     left_out: int
     workers: int
-    ok: int = 0
-    partial: int = 0
-    failed: int = 0
     cut: int = 0
     """Captions that had more to say than the captioner's longest."""
     sidecars: int = 0
     """Files written beside videos."""
     sidecars_kept: int = 0
     """Files that were there, with something else in them."""
-    elapsed_s: float = 0.0
     videos_per_s: float = 0.0
     decode_busy_s: float = 0.0
     captioner_busy_s: float = 0.0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of the first failures."""
-    interrupted: bool = False
-
-    @property
-    def done(self) -> int:
-        return self.ok + self.partial + self.failed
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds left at the speed so far."""
-        left = self.total - self.resumed - self.done
-        return left * self.elapsed_s / self.done if self.done else 0.0
-
-    @property
-    def exit_code(self) -> ExitCode:
-        if self.interrupted:
-            return ExitCode.INTERRUPTED
-        return ExitCode.SOME_INPUTS_FAILED if self.failed + self.resumed_failed else ExitCode.OK
 
     def count(self, row: CaptionRow) -> None:
         """Take one row into the figures."""
-        if row.status == "failed":
-            self.failed += 1
-            if len(self.failures) < LISTED_FAILURES:
-                self.failures.append((row.path, row.error or ""))
-        elif row.status == "partial":
-            self.partial += 1
-        else:
-            self.ok += 1
+        self.count_video(row.status, row.path, row.error)
         self.cut += bool(row.cut)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "done": self.done, "exit_code": int(self.exit_code)}
 
 
 def caption_to_table(

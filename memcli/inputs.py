@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memcli.errors import UsageError, VideoErrorCode
+from memcli.walk import walk
 
 # A folder is searched for these names. Audio containers are among them: a clip that turns out to
 # have no picture deserves a row that says so rather than silence.
@@ -136,41 +137,19 @@ class _Search:
 
     def folder(self, top: str) -> Iterator[Source]:
         """Videos below `top`, sorted; links are followed, each folder is entered once."""
-        visited: set[tuple[int, int]] = set()
-        pending = [top]
-        while pending:
-            current = pending.pop()
-            try:
-                status = os.stat(current)  # noqa: PTH116
-                if (status.st_dev, status.st_ino) in visited:
-                    continue
-                visited.add((status.st_dev, status.st_ino))
-                with os.scandir(current) as scan:
-                    entries = sorted(scan, key=lambda entry: entry.name)
-            except OSError as error:
-                denied = isinstance(error, PermissionError)
-                code = VideoErrorCode.PERMISSION if denied else VideoErrorCode.READ
-                reason = f"this folder cannot be searched: {error.strerror}"
-                yield Source(current, error=(code, reason))
+        for visited in walk(top):
+            if visited.problem is not None:
+                code = VideoErrorCode.PERMISSION if visited.denied else VideoErrorCode.READ
+                yield Source(visited.path, error=(code, visited.problem))
                 continue
-            folders = []
-            for entry in entries:
-                if _is_dir(entry):
-                    folders.append(entry.path)
-                elif Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+            for entry in visited.files:
+                if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
                     yield Source(entry.path)
                 else:
                     self.left_out += 1
-            if not entries and Path(current).suffix.lower() in VIDEO_SUFFIXES:
-                yield Source(current)  # an empty folder called clip.mp4: its row says what it is
-            pending.extend(reversed(folders))
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
-        return False
+            empty = not visited.files and not visited.folders
+            if empty and Path(visited.path).suffix.lower() in VIDEO_SUFFIXES:
+                yield Source(visited.path)  # called clip.mp4: its row says what it is
 
 
 def _read_stdin() -> Iterator[str]:

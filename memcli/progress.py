@@ -231,10 +231,7 @@ def opening_lines(summary: Summary) -> list[str]:
         lines.append(f"  decoder: {summary.decoder} ({summary.decoder_reason})")
     if summary.captioner:
         lines.append(f"  captioner: {summary.captioner}, for videos without captions")
-    if summary.resumed:
-        failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
-        lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
-    return lines
+    return lines + summary.resumed_lines("video")
 
 
 def closing_lines(summary: Summary) -> list[str]:

@@ -6,21 +6,21 @@ import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from memcli.errors import ExitCode, MemcliError, OutputError
+from memcli.errors import MemcliError, OutputError
 from memcli.inputs import Source, Sources, collect
 from memcli.journal import Journal, RowJournal, check_place
 from memcli.opening import open_scorer
 from memcli.results import Row, output_format, write_table
+from memcli.summary import RunSummary
 from memcli.text import plural
 
 if TYPE_CHECKING:
     from memcli.scoring import Scorer, ScoreSettings
 
-LISTED_FAILURES = 20
 _LISTED_NAMES = 3
 
 
@@ -35,11 +35,10 @@ class TableOptions:
     shard: tuple[int, int] | None = None
 
 
-@dataclass
-class Summary:
-    """What a run did. Counts and speeds are of this run, not of the earlier ones it resumed."""
+@dataclass(kw_only=True)
+class Summary(RunSummary):
+    """A run of `memcli score`."""
 
-    output: str
     model: str
     bundle: str
     engine: str
@@ -50,17 +49,7 @@ class Summary:
     """Why this decoder."""
     weights_license: str
     license_note: str
-    total: int
-    """Videos asked for."""
-    resumed: int
-    """Of these, already in the table."""
-    resumed_failed: int
-    """Of these, as failed."""
     left_out: int
-    ok: int = 0
-    partial: int = 0
-    failed: int = 0
-    elapsed_s: float = 0.0
     videos_per_s: float = 0.0
     """Scored ones; failures are quick and would flatter."""
     frames_per_s: float = 0.0
@@ -68,8 +57,6 @@ class Summary:
     workers: int = 0
     engine_busy_s: float = 0.0
     bottleneck: str | None = None
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of the first failures."""
     decoded_by: dict[str, int] = field(default_factory=dict)
     """Videos of this run by what decoded them: `cpu`, `nvdec`, `nvdec+gpu-resize`."""
     captioner: str | None = None
@@ -79,53 +66,18 @@ class Summary:
     captioner_busy_s: float = 0.0
     captions_cut: int = 0
     """Captions that were longer than the model takes."""
-    interrupted: bool = False
-
-    @property
-    def done(self) -> int:
-        return self.ok + self.partial + self.failed
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds left at the speed so far."""
-        left = self.total - self.resumed - self.done
-        return left * self.elapsed_s / self.done if self.done else 0.0
-
-    @property
-    def exit_code(self) -> ExitCode:
-        if self.interrupted:
-            return ExitCode.INTERRUPTED
-        failed = self.failed + self.resumed_failed
-        return ExitCode.SOME_INPUTS_FAILED if failed else ExitCode.OK
 
     def count(self, row: Row) -> None:
         """Take one row into the figures."""
-        if row.status == "ok":
-            self.ok += 1
-        elif row.status == "partial":
-            self.partial += 1
-        else:
-            self.failed += 1
+        self.count_video(row.status, row.path, row.error)
         if row.decoder is not None:
             self.decoded_by[row.decoder] = self.decoded_by.get(row.decoder, 0) + 1
         if (source := row.caption_source) is not None:
             self.caption_sources[source] = self.caption_sources.get(source, 0) + 1
-        if row.status == "failed" and len(self.failures) < LISTED_FAILURES:
-            self.failures.append((row.path, row.error or ""))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "done": self.done, "exit_code": int(self.exit_code)}
-
-
-class Interruptible(Protocol):
-    """The summary of any run."""
-
-    interrupted: bool
 
 
 T = TypeVar("T", contravariant=True)
-S = TypeVar("S", bound=Interruptible, contravariant=True)
+S = TypeVar("S", bound=RunSummary, contravariant=True)
 
 
 class Progress(Protocol[T, S]):

@@ -123,16 +123,11 @@ def _default_output(shard: tuple[int, int] | None) -> Path:
 
 
 def _opening(summary: CaptionSummary) -> list[str]:
-    from memcli.text import plural
-
-    lines = [
+    return [
         f"{summary.captioner} on {summary.device} at {summary.precision}",
         f"  weights: {summary.weights_license}",
+        *summary.resumed_lines("video"),
     ]
-    if summary.resumed:
-        failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
-        lines.append(f"  {plural(summary.resumed, 'video')} already in {summary.output}{failed}")
-    return lines
 
 
 def _closing(summary: CaptionSummary) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from memcli.commands.options import engine_options, json_option
+from memcli.commands.options import engine_options, json_option, resume_options
 from memcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,20 +111,7 @@ DEFAULT_OUTPUT = "recognition.csv"
     type=click.IntRange(min=1),
     help="Recordings read at the same time.  [default: chosen]",
 )
-@click.option(
-    "--resume/--no-resume",
-    default=True,
-    show_default=True,
-    help="Go on from the table and journal of an earlier run, or replace them.",
-)
-@click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
-    show_default=True,
-    help="fail: stop at the first recording that cannot be scored.",
-)
+@resume_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress, table or summary; errors only.")
 @json_option("Progress and summary as JSON lines on standard error; --info on standard output.")
 def command(

@@ -83,19 +83,10 @@ def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
     return function
 
 
-def run_options(function: F) -> F:
-    """`--workers --file-timeout --resume --retry-failed --on-error --shard` of runs over videos."""
+def resume_options(function: F) -> F:
+    """`--resume --retry-failed --on-error` of runs over files."""
     for option in reversed(
         [
-            click.option(
-                "--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]"
-            ),
-            click.option(
-                "--file-timeout",
-                type=click.FloatRange(min=0, min_open=True),
-                metavar="SECONDS",
-                help="Give up a file after this long.  [default: 300]",
-            ),
             click.option(
                 "--resume/--no-resume",
                 default=True,
@@ -112,8 +103,28 @@ def run_options(function: F) -> F:
                 type=click.Choice(["skip", "fail"]),
                 default="skip",
                 show_default=True,
-                help="fail: stop at the first video that fails.",
+                help="fail: stop at the first file that fails.",
             ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def run_options(function: F) -> F:
+    """`--workers --file-timeout --resume --retry-failed --on-error --shard` of runs over videos."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]"
+            ),
+            click.option(
+                "--file-timeout",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                help="Give up a file after this long.  [default: 300]",
+            ),
+            resume_options,
             click.option(
                 "--shard",
                 metavar="I/N",

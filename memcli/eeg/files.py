@@ -12,6 +12,7 @@ from pathlib import Path
 
 from memcli.eeg.bids import DESCRIPTION, NOT_DATA, subject_of
 from memcli.errors import RecordingErrorCode, UsageError
+from memcli.walk import walk
 
 EEG_SUFFIXES = frozenset(
     (".fif", ".fif.gz", ".edf", ".bdf", ".vhdr", ".set", ".cnt", ".gdf", ".npy", ".npz")
@@ -95,40 +96,19 @@ def _named(path: str) -> Iterator[RecordingSource]:
 
 def _folder(top: str) -> Iterator[RecordingSource]:
     """Recordings below `top`, sorted; links are followed, each folder is entered once."""
-    visited: set[tuple[int, int]] = set()
-    pending = [(top, False)]
-    while pending:
-        current, bids = pending.pop()
-        try:
-            status = os.stat(current)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(current) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError as error:
-            denied = isinstance(error, PermissionError)
-            code = RecordingErrorCode.PERMISSION if denied else RecordingErrorCode.READ
-            reason = f"this folder cannot be searched: {error.strerror}"
-            yield RecordingSource(current, error=(code, reason))
+    roots: list[str] = []
+    for visited in walk(top):
+        if visited.problem is not None:
+            code = RecordingErrorCode.PERMISSION if visited.denied else RecordingErrorCode.READ
+            yield RecordingSource(visited.path, error=(code, visited.problem))
             continue
-        root = any(entry.name == DESCRIPTION for entry in entries)
-        bids = bids or root
-        folders = []
-        for entry in entries:
-            if _is_dir(entry):
-                if not (root and entry.name in NOT_DATA):
-                    folders.append((entry.path, bids))
-            elif _is_recording(Path(entry.path), bids):
+        if any(entry.name == DESCRIPTION for entry in visited.files):
+            roots.append(visited.path)
+            visited.folders[:] = [one for one in visited.folders if one.name not in NOT_DATA]
+        bids = any(Path(visited.path).is_relative_to(root) for root in roots)
+        for entry in visited.files:
+            if _is_recording(Path(entry.path), bids):
                 yield RecordingSource(entry.path, subject_of(entry.path))
-        pending.extend(reversed(folders))
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
-        return False
 
 
 def _is_recording(path: Path, bids: bool) -> bool:

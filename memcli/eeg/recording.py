@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
+from memcli.closing import Closeable
 from memcli.eeg.bids import subject_of
 from memcli.eeg.events import is_boundary, is_event, stimuli
 from memcli.eeg.formats import Opened, is_bad, open_file
@@ -66,7 +66,7 @@ class RecordingInfo:
         return tuple(channel.name for channel in self.channels if channel.kind == "eeg")
 
 
-class Recording:
+class Recording(Closeable):
     """Open for reading; a context manager. `read_epochs` takes it."""
 
     def __init__(self, path: str, opened: Opened):
@@ -138,17 +138,6 @@ class Recording:
     def close(self) -> None:
         """Let go of the file."""
         self.opened.close()
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _ranked(names: Sequence[str]) -> tuple[tuple[str, int], ...]:

@@ -6,9 +6,8 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from memcli.eeg import RecordingSource, find_recordings
 from memcli.errors import ExitCode, UsageError
@@ -23,17 +22,17 @@ from memcli.recognition.settings import (
     open_recogniser,
 )
 from memcli.results import output_format, write_rows
-from memcli.table import LISTED_FAILURES, Progress, TableOptions, keep_rows
+from memcli.summary import RunSummary
+from memcli.table import Progress, TableOptions, keep_rows
 
 REPORT_SUFFIXES = (".html", ".htm")
 LISTED_NOTES = 10
 
 
-@dataclass
-class EegSummary:
-    """What a run did. Counts and speeds are of this run, not of the earlier ones it resumed."""
+@dataclass(kw_only=True)
+class EegSummary(RunSummary):
+    """A run of `memcli eeg`. `ok` are recordings with all their epochs, `failed` those without."""
 
-    output: str
     report: str | None
     model: str
     bundle: str
@@ -43,16 +42,6 @@ class EegSummary:
     note: str | None
     """What to know about all probabilities of this model."""
     threshold: float
-    total: int
-    """Recordings asked for."""
-    resumed: int
-    """Of these, already in the table."""
-    resumed_failed: int
-    """Of these, failed, or with failed epochs."""
-    ok: int = 0
-    """Recordings with all their epochs."""
-    failed: int = 0
-    """Recordings without, or not with all."""
     epochs: int = 0
     """Scored ones."""
     epochs_failed: int = 0
@@ -62,32 +51,18 @@ class EegSummary:
     """Of the scored epochs, those with anything unusual."""
     skipped: int = 0
     """Epochs that were left out as asked for."""
-    elapsed_s: float = 0.0
     epochs_per_s: float = 0.0
     read_busy_s: float = 0.0
     readers: int = 0
     engine_busy_s: float = 0.0
     bottleneck: str | None = None
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    """Path and reason of the first failures."""
-    interrupted: bool = False
-
-    @property
-    def done(self) -> int:
-        return self.ok + self.failed
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds left at the speed so far."""
-        left = self.total - self.resumed - self.done
-        return left * self.elapsed_s / self.done if self.done else 0.0
 
     @property
     def exit_code(self) -> ExitCode:
-        if self.interrupted:
-            return ExitCode.INTERRUPTED
-        failed = self.failed + self.epochs_failed + self.resumed_failed
-        return ExitCode.SOME_INPUTS_FAILED if failed else ExitCode.OK
+        """Of the command; an epoch without a probability counts as a failure, too."""
+        if self.epochs_failed and not self.interrupted:
+            return ExitCode.SOME_INPUTS_FAILED
+        return super().exit_code
 
     def count(self, row: EpochRow) -> None:
         """Take one row into the figures."""
@@ -95,18 +70,12 @@ class EegSummary:
             self.epochs += 1
             self.recognised += bool(row.recognised)
             self.flagged += row.flags is not None
-            return
-        if row.epoch is None:
+        elif row.epoch is None:
             self.failed += 1
+            self.note_failure(row.path, row.error)
         else:
             self.epochs_failed += 1
-        if len(self.failures) < LISTED_FAILURES:
-            where = row.path if row.epoch is None else f"{row.path}, epoch {row.epoch}"
-            self.failures.append((where, row.error or ""))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "done": self.done, "exit_code": int(self.exit_code)}
+            self.note_failure(f"{row.path}, epoch {row.epoch}", row.error)
 
 
 def recognise_to_table(

@@ -12,11 +12,7 @@ def opening_lines(summary: EegSummary) -> list[str]:
     lines = [f"{summary.bundle} with {summary.engine}", f"  {summary.reason}"]
     if summary.note:
         lines.append(f"  {summary.note}")
-    if summary.resumed:
-        failed = f" ({summary.resumed_failed:,} of them failed)" if summary.resumed_failed else ""
-        there = plural(summary.resumed, "recording")
-        lines.append(f"  {there} already in {summary.output}{failed}")
-    return lines
+    return lines + summary.resumed_lines("recording")
 
 
 def closing_lines(summary: EegSummary) -> list[str]:

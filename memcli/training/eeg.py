@@ -5,7 +5,6 @@ Source: 000_bcb79d7cf5a52fe8.txt, sections 2.2 and 3.2.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
@@ -84,11 +83,8 @@ def _train(
         try:
             return training.carry_out()
         except BaseException as error:
-            if (kept := training.folder) is not None and resuming.helps(error):
-                progress.message(
-                    "what is finished is kept; to go on:\n"
-                    f"  memcli train {kept.run.model} --resume {shlex.quote(str(kept.run.folder))}"
-                )
+            if training.folder is not None:
+                resuming.tell(training.folder.run, error, progress.message)
             raise
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,15 @@ def train_anew(settings: TrainSettings) -> str:
             text = format(value * 100, ".12g") if one.name == "max_missing" else str(value)
             words += [option, text]
     return " ".join(map(shlex.quote, words))
+
+
+def tell(run: Run, error: BaseException, say: Callable[[str], None]) -> None:
+    """Say how to go on with a training that `error` ended, if that is of any use."""
+    if helps(error):
+        say(
+            "what is finished is kept; to go on:\n"
+            f"  memcli train {run.model} --resume {shlex.quote(str(run.folder))}"
+        )
 
 
 def helps(error: BaseException) -> bool:

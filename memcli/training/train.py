@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -51,11 +50,8 @@ def train_model(
         try:
             return training.carry_out()
         except BaseException as error:
-            if (kept := training.folder) is not None and resuming.helps(error):
-                progress.message(
-                    "what is finished is kept; to go on:\n"
-                    f"  memcli train {kept.run.model} --resume {shlex.quote(str(kept.run.folder))}"
-                )
+            if training.folder is not None:
+                resuming.tell(training.folder.run, error, progress.message)
             raise
 
 

@@ -36,6 +36,7 @@ from memcli.train.datasets import (
 )
 
 if TYPE_CHECKING:
+    from memcli.engines.candidates import EngineChoice, PrecisionChoice
     from memcli.train.metrics import Metrics
     from memcli.train.run import Run
 
@@ -79,7 +80,11 @@ class EvaluationSettings:
     """The newest run of a model that is also installed."""
     output: Path | None = None
     """None: `evaluation-MODEL` in the working folder."""
+    engine: EngineChoice = "auto"
+    """Of a bundle."""
     device: str = "auto"
+    precision: PrecisionChoice = "auto"
+    """Of a bundle."""
     workers: int | None = None
     offline: bool = False
     seed: int = 0
@@ -202,7 +207,9 @@ def evaluate(
     predictor = find_predictor(
         settings.model,
         use_run=settings.use_run,
+        engine=settings.engine,
         device=settings.device,
+        precision=settings.precision,
         workers=settings.workers,
         offline=settings.offline,
         progress=progress,

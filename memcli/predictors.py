@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from memcli import extraction
-from memcli.errors import ModelError, VideoError, VideoErrorCode
+from memcli.errors import ModelError, UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.kinds import require_videos
 from memcli.spec import ModelSpec, is_model_name
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from memcli.engines.bundle import Bundle
+    from memcli.engines.candidates import EngineChoice, PrecisionChoice
     from memcli.scoring import Scorer, ScoreSettings
     from memcli.train.data import Examples
     from memcli.train.run import Run
@@ -67,7 +68,9 @@ def find_predictor(
     name: str,
     *,
     use_run: bool = False,
+    engine: EngineChoice = "auto",
     device: str = "auto",
+    precision: PrecisionChoice = "auto",
     workers: int | None = None,
     offline: bool = False,
     progress: extraction.Progress,
@@ -76,7 +79,7 @@ def find_predictor(
 
     Of a model that is both installed and trained here, the bundle is taken, because that is what
     `memcli score` uses; with `use_run`, its newest run. Raises UsageError or ModelError if there is
-    nothing of that name.
+    nothing of that name, UsageError for an `engine` or a `precision` of a run.
     """
     from memcli.store import ensure, is_installed
     from memcli.train.run import LATEST, RUN_FILE, read_run, runs_dir
@@ -87,6 +90,13 @@ def find_predictor(
     elif use_run or trained or (Path(name) / RUN_FILE).is_file():
         run = read_run(name)
         require_videos(run.spec)
+        if (engine, precision) != ("auto", "auto"):
+            raise UsageError(
+                "a training run is computed by PyTorch in fp32; engines and precisions are those"
+                " of bundles",
+                where=printable(str(run.folder)),
+                next_step=f"Make one:  memcli export --run {shlex.quote(str(run.folder))}",
+            )
         return RunPredictor(run, device, workers, offline, progress)
     from memcli.engines.bundle import MANIFEST
     from memcli.scoring import ScoreSettings
@@ -95,7 +105,9 @@ def find_predictor(
         name = str(Path(name).absolute())  # a bundle's folder, told from a name by its slashes
     bundle = ensure(name, offline=offline, report=progress.message)
     require_videos(bundle.spec)
-    settings = ScoreSettings(name, device=device, workers=workers, offline=offline)
+    settings = ScoreSettings(
+        name, engine=engine, device=device, precision=precision, workers=workers, offline=offline
+    )
     return BundlePredictor(bundle, settings, progress)
 
 

@@ -73,6 +73,18 @@ def test_bundle_is_measured_on_what_it_scores(
     assert {Path(row["path"]).name: float(row["predicted"]) for row in rows} == by_path
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engine_and_precision_are_those_asked_for(
+    memcli_home: Path, planted: Path, tmp_path: Path, engine: str
+) -> None:
+    make_tiny_bundle(memcli_home)
+    out = tmp_path / "out"
+    asked = ("--engine", engine, "--precision", "fp32", "--device", "cpu")
+    evaluate("tiny", "--dataset", "csv", "--data", planted, "--output", out, *asked)
+    assert f"({engine} " in metrics_of(out)["measured"]
+    assert metrics_of(out)["measured"].endswith(", cpu, fp32)")
+
+
 def test_folder_of_a_bundle_in_the_working_folder(
     memcli_home: Path, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +187,8 @@ def test_nothing_that_can_be_scored_is_an_error(
         (("tiny", "--dataset", "csv", "--target", "long-term"), "no long-term scores", 2),
         (("tiny", "--dataset", "csv", "--split", "test"), "Splits with scores: dev, train", 2),
         (("tiny", "--dataset", "csv", "--device", "quantum"), "quantum", 2),
+        (("tiny", "--dataset", "csv", "--precision", "int8"), "installed at fp32, not at int8", 3),
+        (("tiny", "--dataset", "csv", "--engine", "quantum"), "quantum", 2),
     ],
 )
 def test_bad_requests_say_what_is_wrong(

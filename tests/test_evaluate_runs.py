@@ -222,6 +222,11 @@ def test_bundle_goes_before_the_run_of_that_name(
             capsys.readouterr().err
         )
         assert evaluate(tmp_path / "3", *arguments, "--run")[0]["kind"] == "run"
+        asked = (*map(str, arguments), "--run", "--precision", "fp16", "--output", "x")
+        assert memcli(["evaluate", *asked]) == 2
+        error = capsys.readouterr().err
+        assert "computed by PyTorch in fp32" in error
+        assert "memcli export --run " in error
     finally:
         shutil.rmtree(bundle.root)
 

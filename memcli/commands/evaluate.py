@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memcli.commands.options import json_option
+from memcli.commands.options import choice_options, json_option
 from memcli.errors import ExitCode, UsageError
 from memcli.text import printable
 
 if TYPE_CHECKING:
+    from memcli.engines.candidates import EngineChoice, PrecisionChoice
     from memcli.evaluation import CrossValidation, Evaluation
     from memcli.train.metrics import Estimate, Metrics
 
@@ -65,9 +66,7 @@ def _unexpected(error: click.UsageError) -> str:
     metavar="DIR",
     help="Where results go.  [default: evaluation-MODEL]",
 )
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."
-)
+@choice_options
 @click.option("--workers", type=click.IntRange(min=1), help="Decode workers.  [default: chosen]")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option(
@@ -88,7 +87,9 @@ def command(
     split: str | None,
     use_run: bool,
     output: Path | None,
+    engine: EngineChoice,
     device: str,
+    precision: PrecisionChoice,
     workers: int | None,
     offline: bool,
     seed: int,
@@ -99,11 +100,13 @@ def command(
     Rank and linear correlation (SRCC, PLCC), squared and absolute error (MSE, MAE) with 95 %
     intervals. Where a run was cross-validated on this dataset, the figures of its held-out videos
     come first: those of the videos it was trained on say little, and are marked. Tables and plots
-    go to a folder. Of a model that is both installed and trained here, the bundle is measured.
+    go to a folder. Of a model that is both installed and trained here, the bundle is measured;
+    --engine and --precision are for bundles: what does int8 cost on your data?
 
     \b
     Examples:
       memcli evaluate early-fusion --dataset memento10k --data DIR --split dev
+      memcli evaluate early-fusion --precision int8 --dataset memento10k --data DIR
       memcli evaluate early-fusion --run --dataset memento10k --data DIR
       memcli evaluate ./my-run --dataset csv --data clips.csv --output results
     """
@@ -120,7 +123,9 @@ def command(
         split=split,
         use_run=use_run,
         output=output,
+        engine=engine,
         device=device,
+        precision=precision,
         workers=workers,
         offline=offline,
         seed=seed,

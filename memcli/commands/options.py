@@ -39,17 +39,10 @@ def json_option(help_text: str) -> Callable[[F], F]:
     )
 
 
-def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
-    """`--model --engine --device --precision --threads --offline`."""
+def choice_options(function: F) -> F:
+    """`--engine --device --precision`: what computes."""
     for option in reversed(
         [
-            click.option(
-                "--model",
-                default=default_model,
-                show_default=True,
-                metavar="NAME|BUNDLE",
-                help="A model of `memcli models`, or the folder of a bundle.",
-            ),
             click.option(
                 "--engine",
                 type=click.Choice(["auto", *ENGINES]),
@@ -71,6 +64,24 @@ def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
                 show_default=True,
                 help="Arithmetic; auto takes the fastest verified precision installed.",
             ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def engine_options(function: F, *, default_model: str = DEFAULT_MODEL) -> F:
+    """`--model --engine --device --precision --threads --offline`."""
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                default=default_model,
+                show_default=True,
+                metavar="NAME|BUNDLE",
+                help="A model of `memcli models`, or the folder of a bundle.",
+            ),
+            choice_options,
             click.option(
                 "--threads",
                 type=click.IntRange(min=1),

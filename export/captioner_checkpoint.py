@@ -21,10 +21,11 @@ from memcli.train.checkpoints import first_line, read_json, weight_files
 
 Report = Callable[[str], None]
 SIZES = {
-    "256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
-    "500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-    "2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "256m": "HuggingFaceTB/SmolVLM2-256M-Video-Instruct@067788b187b95ebe7b2e040b3e4299e342e5b8fd",
+    "500m": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct@7b375e1b73b11138ff12fe22c8f2822d8fe03467",
+    "2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct@482adb537c021c86670beed01cd58990d01e72e4",
 }
+"""Commits, so that everybody's captions are of the same checkpoint."""
 DEFAULT_SIZE = "500m"
 _SETTINGS = (
     "config.json",
@@ -78,7 +79,7 @@ def locate_captioner(
     offline: bool = False,
     report: Report = lambda _: None,
 ) -> CaptionerCheckpoint:
-    """The checkpoint in a folder, `NAME` or `NAME@REVISION` of the hub, or of that size.
+    """The checkpoint in a folder, `NAME` (newest) or `NAME@REVISION` of the hub, or of that size.
 
     Raises ModelError, saying which files to put where, if it is not to be had; UsageError for a
     size that does not exist.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,28 @@ def test_numbers_that_are_none_end_their_own_text(wrong: float) -> None:
         Generated((3,), False, False, broken=True),
         Generated((5, 6, 7), False, False),
     ]
+
+
+@pytest.mark.parametrize("size", ["256m", "500m", "2.2b"])
+def test_sizes_are_fixed_commits_of_the_hub(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    import huggingface_hub
+
+    from memcli.export.captioner_checkpoint import locate_captioner
+
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, *, revision: str, **_: Any) -> str:
+        asked.append((repository, revision))
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ModelError, match="no route") as error:
+        locate_captioner(None, size)
+    ((repository, revision),) = asked
+    assert re.fullmatch(rf"HuggingFaceTB/SmolVLM2-{size.upper()}(-Video)?-Instruct", repository)
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+    assert f"https://huggingface.co/{repository}/tree/{revision}" in str(error.value.next_step)
 
 
 def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

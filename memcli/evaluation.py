@@ -320,13 +320,8 @@ def _check_output(
         raise UsageError("this is a file, not a folder", where=str(folder))
     path = folder / METRICS_FILE
     if path.exists():
-        own = dict(
-            zip(
-                _SAME,
-                (predictor.spec.name, predictor.kind, dataset.name, target, split),
-                strict=True,
-            )
-        )
+        names = (predictor.spec.name, predictor.kind, dataset.name, target, split)
+        own = dict(zip(_SAME, names, strict=True))
         try:
             earlier = (
                 json.loads(path.read_text("utf-8"))

@@ -7,7 +7,6 @@ settings the rows belong to. A line torn by a crash is dropped when the journal 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from memcli.closing import Closeable
 from memcli.errors import OutputError, OutputMismatchError, UsageError
+from memcli.locking import lock
 from memcli.results import SCHEMA, R, Row
 
 _KIND = "memcli journal"
@@ -77,7 +77,8 @@ class RowJournal(Closeable, Generic[R]):
     def open(cls: type[J], table: Path, settings: dict[str, Any], *, resume: bool) -> J:
         """Open or begin the journal of `table` for rows made with `settings`.
 
-        Raises UsageError if another run holds it, or the folder cannot be written;
+        Raises UsageError if another run holds it, or the folder cannot be written; OutputError
+        where files cannot be locked;
         OutputMismatchError if it (or a table without a journal) belongs to something else.
         """
         check_place(table, resume=resume)
@@ -88,7 +89,13 @@ class RowJournal(Closeable, Generic[R]):
             raise _unwritable(path, error.strerror or str(error)) from error
         journal = cls(descriptor, path, settings)
         try:
-            _lock(descriptor, table)
+            lock(
+                descriptor,
+                table,
+                busy="another memcli run is writing this table",
+                wait="Wait for it, or choose another --output.",
+                elsewhere="Choose another place with --output FILE.",
+            )
             if not resume:
                 os.ftruncate(descriptor, 0)
             journal.load()
@@ -230,23 +237,6 @@ def _unwritable(path: Path, reason: str) -> UsageError:
 def journal_path(table: Path) -> Path:
     """The journal beside a table."""
     return table.with_name(f"{table.name}.journal")
-
-
-def _lock(descriptor: int, table: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(
-            "another memcli run is writing this table",
-            where=str(table),
-            next_step="Wait for it, or choose another --output.",
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"this file system cannot lock files ({error.strerror}), so that two runs could mix",
-            where=str(table),
-            next_step="Choose another place with --output FILE.",
-        ) from error
 
 
 def _check_header(line: bytes, expected: dict[str, Any], path: Path) -> None:

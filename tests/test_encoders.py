@@ -1,7 +1,6 @@
 """Encoders say what transformers says of the same checkpoint."""
 
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -27,7 +26,6 @@ from memcli.train.encoders import frame_prep, load_encoder, resolve, text_prep
 from tests.tiny_hub import HIDDEN, MAKERS, SHARED
 
 CAPTIONS = ["A dog runs on the beach.", "", "two cats!", "woman " * 100]
-MINILM = os.environ.get("MEMCLI_TEST_MINILM")
 
 
 @pytest.fixture(scope="module")
@@ -421,27 +419,3 @@ def test_sentence_encoders_state_their_length(hub: dict[str, Path]) -> None:
 def test_overrides_that_name_nothing(override: str) -> None:
     with pytest.raises(UsageError, match="neither a folder nor a name"):
         resolve(spec_of(Path("a/b"), "vision", "cls"), override=override)
-
-
-@pytest.mark.skipif(MINILM is None, reason="MEMCLI_TEST_MINILM names no folder of all-MiniLM-L6-v2")
-def test_a_real_sentence_encoder() -> None:
-    """all-MiniLM-L6-v2 against transformers, mean pooling and normalisation by hand."""
-    from transformers import AutoModel, AutoTokenizer
-
-    assert MINILM is not None
-    spec, checkpoint = resolve(spec_of(Path("x"), "text", "cls"), override=MINILM)
-    assert (spec.pooling, spec.dim) == ("mean", 384)
-    prep, path = text_prep(checkpoint)
-    batch = Tokeniser(prep, path).encode([CAPTIONS])
-    ids, mask = torch.from_numpy(batch.input_ids[0]), torch.from_numpy(batch.attention_mask[0])
-    own = AutoTokenizer.from_pretrained(MINILM)(
-        CAPTIONS, padding=True, truncation=True, max_length=prep.max_tokens, return_tensors="pt"
-    )
-    assert torch.equal(ids, own["input_ids"])
-    with torch.no_grad():
-        got = load_encoder(spec, checkpoint, prep)(ids, mask)
-        states = AutoModel.from_pretrained(MINILM).eval()(**own).last_hidden_state
-    mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    assert torch.cosine_similarity(got, mean).min() >= 0.9999
-    torch.testing.assert_close(got.norm(dim=1), torch.ones(len(CAPTIONS)))
-    assert got[0] @ got[2] < 0.9, "it tells captions apart"

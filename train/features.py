@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from memcli.errors import ModelError, OutputError, UsageError
+from memcli.errors import ModelError, OutputError
 from memcli.home import home, make_dir
+from memcli.locking import lock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,14 @@ class FeatureStore:
             raise _unwritable(path, error) from error
         store = cls(folder, tail, dtype, index)
         try:
-            _lock(index, folder, on_wait)
+            lock(
+                index,
+                folder,
+                busy="another memcli run is computing these features",
+                wait="Wait for it: this run can use what it leaves.",
+                elsewhere="Choose another place: MEMCLI_HOME=DIR memcli ...",
+                on_wait=on_wait,
+            )
             store._check_description(description)
             store._load()
         except BaseException:
@@ -307,29 +314,6 @@ def _write(descriptor: int, data: memoryview, place: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], place + written)
-
-
-def _lock(descriptor: int, folder: Path, on_wait: Callable[[], None] | None) -> None:
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is None:
-                raise
-            on_wait()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except BlockingIOError:
-        raise UsageError(
-            "another memcli run is computing these features",
-            where=str(folder),
-            next_step="Wait for it: this run can use what it leaves.",
-        ) from None
-    except OSError as error:
-        raise OutputError(
-            f"this file system cannot lock files ({error.strerror}), so that two runs could mix",
-            where=str(folder),
-            next_step="Choose another place: MEMCLI_HOME=DIR memcli ...",
-        ) from error
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

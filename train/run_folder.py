@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
-import fcntl
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
 from memcli.home import make_dir
+from memcli.locking import lock
 from memcli.text import csv_cell
 from memcli.train.run import (
     LATEST,
@@ -262,20 +262,18 @@ def _unfinished(folder: Path) -> Run:
 def _locked(folder: Path) -> int:
     path = folder / _LOCK_FILE
     with _disk(path):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise UsageError("another memcli is training in this folder", where=str(folder)) from error
-    except OSError as error:
-        os.close(lock)
-        raise OutputError(
-            f"this file system cannot lock files ({error.strerror}), so that two runs could mix",
-            where=str(folder),
-            next_step="Choose another place:  --output DIR",
-        ) from error
-    return lock
+        lock(
+            descriptor,
+            folder,
+            busy="another memcli is training in this folder",
+            elsewhere="Choose another place:  --output DIR",
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memcli.errors import OutputError, UsageError
+from memcli.errors import OutputError
+from memcli.locking import lock
 
 LOCK_FILE = ".lock"
 
@@ -20,25 +20,17 @@ def held(folder: Path) -> Iterator[None]:
     Raises UsageError if another process holds it, OutputError where files cannot be locked.
     """
     try:
-        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                "another memcli is at work in this folder",
-                where=str(folder),
-                next_step="Wait until it is done, or choose another:  --output DIR",
-            ) from error
-        except OSError as error:
-            raise OutputError(
-                f"this file system cannot lock files ({error.strerror}), so that two processes"
-                " could mix",
-                where=str(folder),
-                next_step="Choose another place:  --output DIR",
-            ) from error
+        lock(
+            descriptor,
+            folder,
+            busy="another memcli is at work in this folder",
+            wait="Wait until it is done, or choose another:  --output DIR",
+            elsewhere="Choose another place:  --output DIR",
+        )
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)

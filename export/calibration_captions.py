@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memcli.engines.reference import synthetic_captions
@@ -55,7 +56,7 @@ def captions_of_file(entries: Iterable[Sequence[str]], name: str) -> Calibration
             where=name,
         )
     calibration, holdout = split_by_video(spread_items(videos, _MAX_VIDEOS))
-    return CalibrationCaptions(tuple(calibration), tuple(holdout), f"captions of {name}")
+    return CalibrationCaptions(tuple(calibration), tuple(holdout), f"captions of {Path(name).name}")
 
 
 def captions_of_videos(
@@ -93,7 +94,7 @@ def captions_of_videos(
         [clips.holdout_paths[i] for i in second],
     )
     captions = tuple(first.values()), tuple(second.values())
-    return left, CalibrationCaptions(*captions, f"captions of {name}")
+    return left, CalibrationCaptions(*captions, f"captions of {Path(name).name}")
 
 
 def without_calibration(

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memcli.closing import Closeable
 from memcli.errors import ModelError
 from memcli.export.checkpoint import StateDict, read_state_dict
 from memcli.train.checkpoints import first_line, weight_files
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _SUFFIX = ".safetensors"
 
@@ -35,7 +33,7 @@ class Stored:
     is_float32: bool
 
 
-class EncoderWeights:
+class EncoderWeights(Closeable):
     """An open checkpoint folder; a context manager, since safetensors keeps its files open."""
 
     def __init__(self, folder: Path):
@@ -78,17 +76,6 @@ class EncoderWeights:
                 self.tensors[name] = Stored(number, shape, tensor.get_dtype() == "F32")
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise ModelError(f"cannot be read: {first_line(error)}", where=str(path)) from error
-
-    def __enter__(self) -> EncoderWeights:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the files."""

@@ -163,6 +163,7 @@ LAYERS = {
         "memcli.spec",
         "memcli.home",
         "memcli.text",
+        "memcli.closing",
         "memcli.eeg",
         "memcli.models",
         "memcli.inputs",

@@ -97,8 +97,8 @@ class TensorRtEngine(Closeable):
         """Every output by name. Raises EngineError if TensorRT refuses the input or fails.
 
         Feeds may be arrays, or `DeviceArray`s that are read in place. More clips than the profile
-        has are run in parts, copies overlapped with work; more frames, captions or tokens build a
-        wider plan first.
+        has are run in parts, copies overlapped with work, and fewer are filled up; more frames,
+        captions or tokens build a wider plan first.
         """
         (outputs,) = self.stream([feeds])
         return outputs
@@ -137,10 +137,11 @@ class TensorRtEngine(Closeable):
                         land()
                     self._replace(wider)
                 parts: list[dict[str, Array]] = []
-                for part in _parts(feeds, self.profile.axes[BATCH].max):
+                batch = self.profile.axes[BATCH]
+                for part in _parts(feeds, batch.max):
                     if len(flying) == SLOTS:
                         land()
-                    self._open().runner.start(turn, part)
+                    self._open().runner.start(turn, part, least=batch.min)
                     flying.append((turn, parts))
                     turn = (turn + 1) % SLOTS
                 if before is not None:

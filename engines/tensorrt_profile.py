@@ -87,7 +87,7 @@ class Profile:
     def widened(self, feeds: Mapping[str, Sequence[int]]) -> Profile | None:
         """A profile that also covers the shapes of `feeds`; None if this one does.
 
-        The batch is left out: a large one is run in parts.
+        The batch is left out: a large one is run in parts, a small one filled up.
         """
         axes = dict(self.axes)
         for name, shape in feeds.items():

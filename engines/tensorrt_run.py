@@ -33,6 +33,8 @@ class _Slot:
     device: dict[str, DeviceBuffer]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of the outputs of the batch in flight."""
+    clips: int = 0
+    """Of that batch, without those that only fill it up."""
     feeds: Mapping[str, Array | DeviceArray] | None = None
     """Kept while the GPU reads them."""
 
@@ -87,18 +89,28 @@ class Runner:
             device={name: DeviceBuffer(self._cuda) for name in names},
         )
 
-    def start(self, number: int, feeds: Mapping[str, Array | DeviceArray]) -> None:
-        """Queue a batch in a slot that is free; returns before the GPU has done anything."""
+    def start(
+        self, number: int, feeds: Mapping[str, Array | DeviceArray], *, least: int = 1
+    ) -> None:
+        """Queue a batch in a slot that is free; returns before the GPU has done anything.
+
+        A batch of fewer than `least` clips, which the profile does not take, is filled up with its
+        last one; `finish` gives no results of these.
+        """
         slot = self._slots[number]
         context = slot.context
         slot.feeds = feeds
+        slot.clips = next(iter(feeds.values())).shape[0]
         for spec in self._inputs:
             array = feeds[spec.name]
-            if isinstance(array, DeviceArray):
+            shape = (max(slot.clips, least), *array.shape[1:])
+            if not isinstance(array, DeviceArray):
+                address = self._upload(slot, spec, array, shape)
+            elif shape == array.shape:
                 address = array.pointer
             else:
-                address = self._upload(slot, spec, array)
-            self._accepted(context.set_input_shape(spec.name, tuple(array.shape)), spec.name)
+                address = self._filled_up(slot, spec, array, shape[0])
+            self._accepted(context.set_input_shape(spec.name, shape), spec.name)
             self._accepted(context.set_tensor_address(spec.name, address), spec.name)
         size = int(context.update_device_memory_size_for_shapes())
         context.set_device_memory(self._scratch.reserve(size), self._scratch.size)
@@ -126,10 +138,7 @@ class Runner:
         slot = self._slots[number]
         self._cuda.wait_here(slot.done)
         slot.feeds = None
-        return {
-            spec.name: slot.pinned[spec.name].view(slot.shapes[spec.name], spec.dtype).copy()
-            for spec in self._outputs
-        }
+        return {spec.name: self._whole(slot, spec)[: slot.clips].copy() for spec in self._outputs}
 
     def close(self) -> None:
         """Wait for the GPU and free everything."""
@@ -147,14 +156,32 @@ class Runner:
         self._slots = []
         self._scratch.free()
 
-    def _upload(self, slot: _Slot, spec: TensorSpec, array: Array) -> int:
-        import numpy as np
+    @staticmethod
+    def _whole(slot: _Slot, spec: TensorSpec) -> Array:
+        """An output as the GPU gave it, in pinned memory."""
+        return slot.pinned[spec.name].view(slot.shapes[spec.name], spec.dtype)
 
+    def _upload(self, slot: _Slot, spec: TensorSpec, array: Array, shape: tuple[int, ...]) -> int:
+        """The address of `array` in GPU memory, filled up to `shape`."""
         pinned, device = slot.pinned[spec.name], slot.device[spec.name]
-        pinned.reserve(array.nbytes)
-        address = device.reserve(array.nbytes)
-        np.copyto(pinned.view(array.shape, array.dtype), array)
-        self._cuda.to_device(address, pinned.pointer, array.nbytes, self._copying)
+        size = _bytes(shape, spec.dtype)
+        pinned.reserve(size)
+        address = device.reserve(size)
+        view = pinned.view(shape, array.dtype)
+        view[: len(array)] = array
+        view[len(array) :] = array[-1]
+        self._cuda.to_device(address, pinned.pointer, size, self._copying)
+        return address
+
+    def _filled_up(self, slot: _Slot, spec: TensorSpec, array: DeviceArray, clips: int) -> int:
+        """The address of a copy of `array` with `clips` clips, made within the GPU."""
+        here = array.shape[0]
+        last = array.rows(here - 1, here)
+        address = slot.device[spec.name].reserve(last.nbytes * clips)
+        self._cuda.on_device(address, array.pointer, array.nbytes, self._copying)
+        for index in range(here, clips):
+            target = address + index * last.nbytes
+            self._cuda.on_device(target, last.pointer, last.nbytes, self._copying)
         return address
 
     def _accepted(self, ok: bool, name: str) -> None:

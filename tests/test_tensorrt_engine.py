@@ -131,6 +131,38 @@ def test_more_frames_than_the_profile_has_build_a_wider_one_once(stand):
     assert stand.said == []
 
 
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["host", "gpu"])
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_fewer_clips_than_the_profile_has_are_filled_up(stand, on_gpu, count):
+    """Also the last few of a batch that is run in parts; no result of what fills up is given."""
+    profile = profile_of(stand.bundle.spec).with_ranges({"batch": (4, 4, 7)})
+    build_plan(stand.graph, flavour=stand.flavour, profile=profile)
+    frames = clips(count)
+    fed = frames
+    if on_gpu:
+        block = ctypes.create_string_buffer(frames.tobytes(), frames.nbytes)
+        fed = DeviceArray(ctypes.addressof(block), frames.shape, frames.dtype, block)
+    with stand.open() as engine:
+        outputs = engine.run({"frames": fed})
+    np.testing.assert_allclose(outputs["frame_scores"], brightness(frames), atol=1e-6)
+    np.testing.assert_allclose(outputs["score"], brightness(frames).mean(axis=1), atol=1e-6)
+    assert len(stand.trt.built) == 1
+    assert ("in" in stand.cuda.copies) != on_gpu
+
+
+def test_an_engine_for_large_batches_only_is_verified_and_used(stand, monkeypatch):
+    monkeypatch.setattr("memcli.engines.select.import_runtime", lambda name: stand.trt)
+    monkeypatch.setattr("memcli.engines.candidates.installed_tensorrt", lambda name: "fake")
+    monkeypatch.setattr("memcli.engines.candidates.import_runtime", lambda name: stand.trt)
+    profile = profile_of(stand.bundle.spec).with_ranges({"batch": (8, 8, 8)})
+    build_plan(stand.graph, flavour=stand.flavour, profile=profile)
+    selection = open_engine(stand.bundle, engine=stand.flavour)
+    with selection.engine as engine:
+        assert selection.parity.passed
+        assert engine.profile.axes["batch"] == Range(8, 8, 8)
+        check(engine, clips(2))
+
+
 @pytest.mark.parametrize(
     "feeds",
     [

@@ -99,6 +99,27 @@ def choose_decoder(
     return Decoding(nvdec if nvdec_is_faster else None, found.speeds())
 
 
+def check_decoder(
+    choice: DecoderChoice, sampling: Sampling, *, device: str, root: Path = Path("/")
+) -> None:
+    """Refuse a decoder that cannot be had, before the minutes that an engine may take.
+
+    For models that look at frames. `device` is the one asked for, which may be `auto`; nothing is
+    decoded, and `choose_decoder` has the last word. Raises as that does.
+    """
+    if choice == "auto" or choice == "cpu":
+        return
+    resize = choice == "nvdec+gpu-resize"
+    _check_nvdec(sampling, device, root, resize=resize and device != "auto")
+    from memcli.video import nvdec
+
+    nvdec.load(_gpu_of(device))
+    if resize:
+        from memcli.engines.cuda import Cuda
+
+        Cuda(_gpu_of(device))
+
+
 @dataclass(frozen=True)
 class Probe:
     """What decoding the first videos both ways found."""
@@ -182,8 +203,9 @@ def _is_same(ours: Clip, theirs: Clip) -> bool:
     )
 
 
-def _open_nvdec(request: ProbeRequest, device: str, root: Path, *, resize: bool) -> Nvdec:
-    if request.sampling == "keyframe":
+def _check_nvdec(sampling: Sampling, device: str, root: Path, *, resize: bool) -> None:
+    """Raise UsageError or DeviceError where NVDEC is not for this request or machine."""
+    if sampling == "keyframe":
         raise UsageError(
             "key frames alone are decoded on the CPU", next_step="Leave out --decoder nvdec"
         )
@@ -197,10 +219,19 @@ def _open_nvdec(request: ProbeRequest, device: str, root: Path, *, resize: bool)
             "on a Jetson videos are decoded on the CPU: its NVDEC is not the Video Codec SDK's",
             next_step="Use --decoder cpu",
         )
+
+
+def _gpu_of(device: str) -> int:
+    """N of `cuda:N`; else the first, which also decodes for an engine on the CPU."""
+    index = device.partition(":")[2]
+    return int(index) if index.isdigit() else 0
+
+
+def _open_nvdec(request: ProbeRequest, device: str, root: Path, *, resize: bool) -> Nvdec:
+    _check_nvdec(request.sampling, device, root, resize=resize)
     from memcli.video.nvdec import Nvdec
 
-    index = device.partition(":")[2]
-    gpu = int(index) if index.isdigit() else 0
+    gpu = _gpu_of(device)
     if not resize:
         return Nvdec(gpu)
     from memcli.gpu_resize import GpuResizer

@@ -18,10 +18,11 @@ def open_scorer(
 ) -> Scorer:
     """Open a model on the engine that fits `settings`, fetching the model if need be.
 
-    `videos` are those to be scored; whether captions can be had for them is known before an engine
-    is opened. `whole` of False: they are one part of many. Raises UsageError, ModelError,
-    EngineError, DeviceError or MissingDependencyError.
+    `videos` are those to be scored; whether captions can be had for them, and the decoder that was
+    asked for, is known before an engine is opened. `whole` of False: they are one part of many.
+    Raises UsageError, ModelError, EngineError, DeviceError or MissingDependencyError.
     """
+    from memcli.decoding import check_decoder
     from memcli.engines.candidates import TENSORRT
     from memcli.engines.loading import installed_runtimes, installed_tensorrt, no_runtime_error
     from memcli.engines.select import open_engine
@@ -34,6 +35,8 @@ def open_scorer(
         raise no_runtime_error()  # before a model is fetched that nothing here could run
     bundle = ensure(settings.model, offline=settings.offline, report=report)
     check_settings(settings, bundle.spec)
+    if bundle.prep is not None:
+        check_decoder(settings.decoder, settings.sampling, device=settings.device)
     check_captions(settings, bundle.spec, videos, whole=whole)
     selection = open_engine(
         bundle,

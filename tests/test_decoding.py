@@ -1,6 +1,7 @@
 """Which decoder a run gets, and what is said of it. NVDEC is the stand-in of `fake_nvdec`."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -9,8 +10,8 @@ from fake_nvdec import make_api
 from media import make_video
 from tiny_bundle import TINY_PREP, make_tiny_bundle
 
-from memcli.decoding import Probe, ProbeRequest, choose_decoder, is_jetson
-from memcli.errors import DeviceError, UsageError
+from memcli.decoding import Probe, ProbeRequest, check_decoder, choose_decoder, is_jetson
+from memcli.errors import DeviceError, MemcliError, MissingDependencyError, UsageError
 from memcli.progress import closing_lines, opening_lines
 from memcli.scoring import ScoreSettings
 from memcli.table import TableOptions, score_to_table
@@ -160,6 +161,45 @@ def test_rows_and_summary_name_the_decoder(folder, tmp_path, api, memcli_home):
     _, on_cpu = score(folder, tmp_path / "b.jsonl", decoder="cpu")
     assert {row["decoder"] for row in on_cpu} == {"cpu"}
     np.testing.assert_array_equal([row["score"] for row in rows], [row["score"] for row in on_cpu])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"decoder": "nvdec"}, "libcuda.so.1 is not here"),
+        ({"decoder": "nvdec+gpu-resize"}, "libcuda.so.1 is not here"),
+        ({"decoder": "nvdec+gpu-resize", "device": "cpu"}, "an engine that runs there, not on cpu"),
+        ({"decoder": "nvdec", "sampling": "keyframe"}, "key frames alone"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_an_engine_is_opened(
+    folder, tmp_path, memcli_home, monkeypatch, settings, said
+):
+    """Verifying engines takes seconds, and building one minutes."""
+
+    def missing(name):
+        raise OSError(name)
+
+    def open_engine(*_, **__):
+        raise AssertionError("an engine was opened")
+
+    make_tiny_bundle(memcli_home)
+    monkeypatch.setattr(nvdec_module.ctypes, "CDLL", missing)
+    monkeypatch.setattr("memcli.engines.select.open_engine", open_engine)
+    with pytest.raises(MemcliError, match=re.escape(said)) as caught:
+        score(folder, tmp_path / "a.jsonl", **settings)
+    assert "--decoder" in (caught.value.next_step or "")
+
+
+def test_cuda_python_is_looked_for_before_an_engine_is_opened(api, monkeypatch):
+    def missing(gpu):
+        raise MissingDependencyError("cuda-python", purpose="it", install="pip install it")
+
+    monkeypatch.setattr("memcli.engines.cuda.Cuda", missing)
+    with pytest.raises(MissingDependencyError, match="cuda-python"):
+        check_decoder("nvdec+gpu-resize", "exact", device="auto")
+    check_decoder("nvdec", "exact", device="auto")
+    check_decoder("auto", "keyframe", device="cpu")
 
 
 def test_an_unknown_decoder_is_refused():

@@ -54,6 +54,7 @@ _FILTERS = {
     "hevc": "hevc_mp4toannexb,dump_extra=freq=keyframe",
 }
 _SESSIONS_KEPT = 4
+_CPU = "use --decoder cpu"
 
 
 class Nvdec:
@@ -167,18 +168,29 @@ def load(gpu: int) -> ModuleType:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise DeviceError("NVDEC needs an NVIDIA driver, and libcuda.so.1 is not here") from None
+        raise DeviceError(
+            "NVDEC needs an NVIDIA driver, and libcuda.so.1 is not here",
+            next_step=f"Install it (in a container: docker run --gpus all), or {_CPU}",
+        ) from None
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        raise DeviceError("the NVIDIA driver does not start", next_step="See: nvidia-smi")
+        raise DeviceError(
+            "the NVIDIA driver does not start", next_step=f"See: nvidia-smi; or {_CPU}"
+        )
     if gpu >= count.value:
-        raise DeviceError(f"no GPU {gpu}: there are {count.value}, counted from 0")
+        raise DeviceError(
+            f"no GPU {gpu}: there are {count.value}, counted from 0",
+            next_step=f"Use --device cuda:N with another N, or {_CPU}",
+        )
     logging.getLogger(PACKAGE).disabled = True  # it logs to the terminal what it then raises
     try:
         return importlib.import_module(PACKAGE)
     except ModuleNotFoundError as error:
         if error.name != PACKAGE:
-            raise DeviceError(f"{PACKAGE} does not load: {error}") from error
+            raise DeviceError(
+                f"{PACKAGE} does not load: {error}",
+                next_step=f"Install it again: pip install 'memcli[gpu]', or {_CPU}",
+            ) from error
         raise MissingDependencyError(
             PACKAGE, purpose="decoding with NVDEC", install="pip install 'memcli[gpu]'"
         ) from None

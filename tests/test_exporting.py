@@ -67,6 +67,15 @@ def test_one_model_that_fails_does_not_stop_the_others() -> None:
     assert set(read_bundle(bundles_dir() / "tiny-text").variants) == {"fp32", "fp16"}
 
 
+def test_what_to_do_about_a_model_that_fails_has_a_line_of_its_own() -> None:
+    make_tiny_bundle(home())
+    result = CliRunner().invoke(command, ["nosuch", "tiny", "--fp16"])
+    lines = result.output.splitlines()
+    (failed,) = [line for line in lines if line.startswith("nosuch fp16: failed: ")]
+    assert lines[lines.index(failed) + 1].startswith("  ")
+    assert "\\n" not in result.output
+
+
 @pytest.mark.parametrize(
     ("request_", "what"),
     [

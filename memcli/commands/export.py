@@ -172,9 +172,9 @@ def _carry_out(request: ExportRequest) -> None:
         except MemcliError as error:
             if len(names) > 1 or len(request.steps) > 1:
                 failed.append(error)
-                click.echo(printable(f"{what}: failed: {error}"), err=True)
+                say(f"{what}: failed: {error}")
             if undone:
-                click.echo(printable(undone), err=True)
+                say(undone)
             if not failed:
                 raise
     if failed:

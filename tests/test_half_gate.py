@@ -19,6 +19,7 @@ from memcli.engines.bundle import Bundle, read_bundle, verify_files, write_manif
 from memcli.engines.select import open_engine
 from memcli.errors import EngineError, ParityError
 from memcli.export import half_variant
+from memcli.export.compare import Inputs, compare_graphs
 from memcli.export.half import Half, HalfResult, write_half
 from memcli.export.parity_table import PARITY_FILE
 from memcli.export.precision import make_variant
@@ -200,6 +201,64 @@ def test_a_wrong_embedding_behind_right_scores_is_refused(
     monkeypatch.setattr(half_variant, "write_half", edited(halve))
     with pytest.raises(ParityError, match=r"cosine min -?0\.\d+"):
         make_variant(bundle, "fp16")
+
+
+def renamed(old: str, new: str) -> Callable[[onnx.ModelProto], None]:
+    """A value inside under another name: nothing that is computed changes."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    if name == old:
+                        names[position] = new
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["frame_embeddings", "frame_scores"])
+def test_a_graph_that_does_not_name_what_is_compared_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is not there cannot be compared, and is not taken for the same."""
+
+    def change(model: onnx.ModelProto) -> None:
+        renamed(name, "other")(model)
+        outputs = [value for value in model.graph.output if value.name != name]
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+
+    monkeypatch.setattr(half_variant, "write_half", edited(change))
+    before = content(bundle.root)
+    with pytest.raises(ParityError, match=f"the fp16 graph gives no {name}: its original does"):
+        make_variant(bundle, "fp16")
+    assert content(bundle.root) == before
+
+
+@pytest.mark.parametrize("bright_first", [False, True])
+def test_each_kind_of_input_must_pass(tmp_path: Path, bright_first: bool) -> None:
+    """A graph that is right for dark frames only: the user's are bright, or ours are."""
+    model = half_graph()
+    onnx.save(model, tmp_path / "original.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(100), "ceiling"))
+    (cast,) = [node for node in model.graph.node if node.name == "floats"]
+    cast.output[0] = "unlimited"
+    dark = helper.make_node("Min", ["unlimited", "ceiling"], ["floats"], "limit")
+    model.graph.node.insert(1, dark)
+    onnx.save(model, tmp_path / "candidate.onnx")
+    random = np.random.default_rng(2)
+    shape = (12, 2, SIDE, SIDE, 3)
+    feeds = [{"frames": random.integers(low, low + 100, shape, np.uint8)} for low in (0, 150)]
+    if bright_first:
+        feeds.reverse()
+    synthetic, videos = Inputs("ours", feeds[:1]), Inputs("theirs", feeds[1:], real=True)
+    graphs = tmp_path / "original.onnx", tmp_path / "candidate.onnx"
+    wrong = "ours" if bright_first else "theirs"
+    with pytest.raises(ParityError, match=f"misses its tolerance: .* on 12 {wrong}"):
+        compare_graphs(*graphs, [synthetic, videos], "fp16", TOLERANCES["fp16"], lambda _: None)
+    right = videos if bright_first else synthetic
+    (parity,) = compare_graphs(*graphs, [right], "fp16", TOLERANCES["fp16"], lambda _: None)
+    assert parity.max_abs == 0
 
 
 def test_real_clips_are_compared_too(bundle: Bundle) -> None:

@@ -1,6 +1,7 @@
 """An 8 bit graph from an fp32 graph: post-training quantisation under accuracy control.
 
-1. Fold batch normalisation; choose the range of every activation on real inputs.
+1. Keep what the installed graph itself says of all inputs: every comparison is with that.
+   Fold batch normalisation; choose the range of every activation on real inputs.
 2. Quantise everything that can be. If the calibration inputs agree, that is it.
 3. Sweep: quantise one group of neighbouring layers at a time and measure what it does to the
    scores. Errors of groups are independent to a good approximation, so their squares add up.
@@ -102,8 +103,8 @@ def make_int8(
     if scheme == "u8s8" and not runs_unsigned():
         raise unsigned_error()  # before minutes are spent
 
-    model = fold_batch_norms(onnx.load(str(fp32_graph)))
-    layers = quantisable_layers(model)
+    model = onnx.load(str(fp32_graph))
+    layers = quantisable_layers(model)  # which folding does not change
     if scheme is None:
         scheme = "u8s8" if is_convolutional(layers) else "s8s8"
         if scheme == "u8s8" and not runs_unsigned():
@@ -136,19 +137,21 @@ class _Search:
         method: Method,
         report: Report,
     ):
-        self._exact_model = model
+        """`model` is the installed graph as it is, and of no use afterwards."""
         self._output = _output(model)
         self._data = data
         self._tolerance = tolerance
         self._method = method
         self._report = report
         report(f"ranges of {len(layers)} layers from {_inputs(data)}")
-        some = spread_items(data.batches, _batches(data.batches, _RANGE_INPUTS))
-        self._model, self._layers = smooth(model, layers, some)
-        names = list(dict.fromkeys(layer.input for layer in self._layers))
-        self._statistics = collect(self._model, names, some, method)
+        # Before anything is done to the graph: a fault of that must be seen, too.
         self._inner = [name for name in EMBEDDINGS if _gives(model, name)]
         self._exact = observe(model, data.batches, self._output, self._inner)
+        self._wanted = observe(model, data.holdout, self._output, self._inner)
+        some = spread_items(data.batches, _batches(data.batches, _RANGE_INPUTS))
+        self._model, self._layers = smooth(fold_batch_norms(model), layers, some)
+        names = list(dict.fromkeys(layer.input for layer in self._layers))
+        self._statistics = collect(self._model, names, some, method)
         self._order: list[list[Layer]] = []
         self._costs: list[float] = []
         self._left = 0
@@ -207,7 +210,7 @@ class _Search:
         self, candidate: ModelProto, quantised: Sequence[Layer], scheme: Scheme, target: Path
     ) -> Int8Result:
         found = observe(candidate, self._data.holdout, self._output, self._inner)
-        wanted = observe(self._exact_model, self._data.holdout, self._output, self._inner)
+        wanted = self._wanted
         holdout = gate(
             np.stack(found.rows),
             np.stack(wanted.rows),

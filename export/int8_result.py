@@ -18,7 +18,7 @@ class Int8Result:
     """What became of a graph."""
 
     holdout: Comparison
-    """Against the fp32 graph, on inputs that had no part in the calibration."""
+    """Against the installed fp32 graph, on inputs that had no part in the calibration."""
     float_layers: tuple[str, ...]
     """Layers left in floating point because they cost too much accuracy."""
     int8_layers: int

@@ -16,6 +16,7 @@ from memcli.engines.bundle import read_bundle
 from memcli.engines.verify import Reference, reference_feeds, verify
 from memcli.errors import ModelError, ParityError
 from memcli.export import build, graph_run, int8, int8_variant
+from memcli.export.fold import fold_batch_norms
 from memcli.export.precision import make_variant
 from memcli.export.quantize import quantise
 
@@ -106,6 +107,25 @@ def test_a_dead_output_of_an_int8_graph_is_refused(bundle, monkeypatch):
     monkeypatch.setattr(int8, "quantise", without_score)
     before = content(bundle.root)
     with pytest.raises(ParityError, match=r"misses its tolerance.*\(0\.0000 instead of"):
+        make_variant(
+            bundle, "int8", calibration=make_clips(12, seed=1), holdout=make_clips(14, seed=2)
+        )
+    assert content(bundle.root) == before
+
+
+def test_a_fault_of_folding_is_refused(bundle, monkeypatch):
+    """What int8 is compared with is the installed graph, which nothing was folded in."""
+
+    def wrong(model):
+        folded = fold_batch_norms(model)
+        (weight,) = [one for one in folded.graph.initializer if one.name == "first.weight"]
+        flipped = np.ascontiguousarray(numpy_helper.to_array(weight)[:, ::-1])
+        weight.CopyFrom(numpy_helper.from_array(flipped, weight.name))
+        return folded
+
+    monkeypatch.setattr(int8, "fold_batch_norms", wrong)
+    before = content(bundle.root)
+    with pytest.raises(ParityError, match="graph misses its tolerance"):
         make_variant(
             bundle, "int8", calibration=make_clips(12, seed=1), holdout=make_clips(14, seed=2)
         )

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,8 @@ ENTRY_FILE = "plan.json"
 _KEY_LENGTH = 24
 _MAX_ENTRY_BYTES = 1 << 20
 _MAX_PLAN_BYTES = 16 << 30
+_LATEST = 253_402_300_799
+"""The end of the year 9999: what can be shown as a date."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class StoredPlan:
     seconds: float
     """What the build took."""
     created: float
-    """Seconds since 1970."""
+    """When it was built, in seconds since 1970."""
+    added: float
+    """When it was filed here: the same, or later if it was built elsewhere."""
 
     @property
     def path(self) -> Path:
@@ -146,6 +149,7 @@ class StoredPlan:
             "label": self.label,
             "seconds": self.seconds,
             "created": self.created,
+            "added": self.added,
         }
 
 
@@ -182,7 +186,10 @@ def read_plan(folder: Path) -> StoredPlan:
             label=str(entry["label"])[:200],
             seconds=float(entry["seconds"]),
             created=float(entry["created"]),
+            added=float(entry.get("added", entry["created"])),
         )
+        if not all(0 <= one <= _LATEST for one in (plan.created, plan.added, plan.seconds)):
+            raise ValueError("its times")
     except FileNotFoundError:
         raise ModelError(f"no compiled engine: it has no {ENTRY_FILE}", where=str(folder)) from None
     except KeyError as error:
@@ -216,8 +223,8 @@ def find(key: PlanKey) -> Lookup:
 
 
 def find_usable(key: PlanKey) -> Lookup:
-    """The newest plan of a key, whatever its profile and options: they decide about speed and
-    range, not about whether it can be used here. Hash and reason are as with `find`.
+    """The plan of a key that was filed last, whatever its profile and options: they decide about
+    speed and range, not about whether it can be used here. Hash and reason are as with `find`.
     """
     lookup = None
     for plan in stored():
@@ -259,45 +266,66 @@ def _nearest(key: PlanKey) -> str:
     return "; ".join(changes)
 
 
-def store(
-    key: PlanKey,
-    content: bytes,
-    *,
-    label: str,
-    seconds: float,
-) -> StoredPlan:
-    """Write a plan, whole or not at all.
-
-    Raises OutputError if the disk does not take it.
-    """
-    target = plans_dir() / key.name()
-    plan = StoredPlan(
-        folder=target,
+def new_plan(key: PlanKey, content: bytes, *, label: str, seconds: float) -> StoredPlan:
+    """The entry of a plan that was built just now. Nothing is written."""
+    now = round(time.time(), 3)
+    return StoredPlan(
+        folder=plans_dir() / key.name(),
         key=key,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
         label=label,
         seconds=round(seconds, 3),
-        created=round(time.time(), 3),
+        created=now,
+        added=now,
     )
+
+
+def check_place(key: PlanKey) -> None:
+    """Raise OutputError if nothing can be written where the plan of a key is kept."""
+    target = plans_dir() / key.name()
     try:
-        with locked(target), staging(target, "make") as folder:
-            new = folder / "plan"
-            new.mkdir()
-            (new / PLAN_FILE).write_bytes(content)
-            (new / ENTRY_FILE).write_text(
-                json.dumps(plan.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
-            )
-            install(new, target)
+        with staging(target, "make"):
+            pass
     except OSError as error:
-        raise OutputError(
-            f"the engine cannot be kept: {error.strerror or error}", where=str(target)
-        ) from error
-    return plan
+        raise _cannot_keep(target, error) from error
+
+
+def store(plan: StoredPlan, content: bytes) -> None:
+    """Write a plan to its folder, whole or not at all.
+
+    Raises OutputError if the disk does not take it.
+    """
+    target = plan.folder
+    try:
+        with locked(target):
+            _write(plan, content, target)
+    except OSError as error:
+        raise _cannot_keep(target, error) from error
+
+
+def _cannot_keep(target: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"the engine cannot be kept: {error.strerror or error}",
+        where=str(target),
+        next_step="Make room there or choose another place: MEMCLI_HOME=DIR",
+    )
+
+
+def _write(plan: StoredPlan, content: bytes, target: Path) -> None:
+    with staging(target, "make") as folder:
+        new = folder / "plan"
+        new.mkdir()
+        (new / PLAN_FILE).write_bytes(content)
+        (new / ENTRY_FILE).write_text(
+            json.dumps(plan.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        install(new, target)
 
 
 def stored() -> list[StoredPlan]:
-    """All readable entries of the cache, newest first; their hashes are not looked at."""
+    """All readable entries of the cache, those filed last first, of several added at once those
+    built last; their hashes are not looked at."""
     return _read_all()[0]
 
 
@@ -323,7 +351,7 @@ def _read_all() -> tuple[list[StoredPlan], dict[str, str]]:
             found.append(plan)
         else:
             problems[path.name] = "the entry is of another engine"
-    return sorted(found, key=lambda plan: -plan.created), problems
+    return sorted(found, key=lambda plan: (-plan.added, -plan.created)), problems
 
 
 def named(prefix: str) -> StoredPlan:
@@ -371,22 +399,20 @@ def _delete(folder: Path) -> None:
         ) from error
 
 
-def export_plan(plan: StoredPlan, folder: Path) -> Path:
-    """Copy a plan into `folder`, as a folder that `add` takes; its path. Raises OutputError."""
+def export_plan(plan: StoredPlan, folder: Path, content: bytes | None = None) -> StoredPlan:
+    """Write a plan into `folder`, as a folder that `add` takes; the plan there.
+
+    `content` is the plan where it is not kept. Raises OutputError.
+    """
     target = folder / f"{plan.key.flavour}-{plan.key.capability}-{plan.key.name()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with staging(target, "make") as made:
-            new = made / "plan"
-            new.mkdir()
-            for name in (PLAN_FILE, ENTRY_FILE):
-                shutil.copyfile(plan.folder / name, new / name)
-            install(new, target)
+        _write(plan, plan.path.read_bytes() if content is None else content, target)
     except OSError as error:
         raise OutputError(
             f"the engine cannot be written: {error.strerror or error}", where=str(target)
         ) from error
-    return target
+    return replace(plan, folder=target)
 
 
 def add(folder: Path, report: Callable[[str], None] = lambda _: None) -> list[StoredPlan]:
@@ -398,6 +424,7 @@ def add(folder: Path, report: Callable[[str], None] = lambda _: None) -> list[St
     if not places:
         raise ModelError(f"no compiled engine here: no {ENTRY_FILE}", where=str(folder))
     added = []
+    now = round(time.time(), 3)
     for place in places:
         plan = read_plan(place if place.is_dir() else place.parent)
         if problem := plan.problem():
@@ -406,6 +433,8 @@ def add(folder: Path, report: Callable[[str], None] = lambda _: None) -> list[St
             content = plan.path.read_bytes()
         except OSError as error:
             raise ModelError(f"cannot be read: {error}", where=str(plan.path)) from error
-        added.append(store(plan.key, content, label=plan.label, seconds=plan.seconds))
+        plan = replace(plan, folder=plans_dir() / plan.key.name(), added=now)
+        store(plan, content)
+        added.append(plan)
         report(f"added {plan.label}: {plan.key.name()[:12]}")
     return added

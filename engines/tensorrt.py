@@ -258,7 +258,7 @@ class _Loader:
         why = "shapes beyond the profile" if exact else lookup.reason
         log = make_log(self.flavour.trt)
         if lookup.plan is not None and lookup.content is not None:
-            plan = Plan(lookup.plan.key, lookup.content, lookup.plan)
+            plan = Plan(lookup.plan, lookup.content)
             engine = deserialise(self.flavour, log, plan.content)
             if engine is not None:
                 return self._start(plan, engine, log)
@@ -268,6 +268,8 @@ class _Loader:
             self.flavour, self.graph, key, why=why, label=self.label,
             use_device=self.cuda.use, report=self.report,
         )  # fmt: skip
+        if plan.unkept is not None:
+            self.report(f"{plan.unkept.where}: {plan.unkept.what}: the next run builds it again")
         engine = deserialise(self.flavour, log, plan.content)
         if engine is None:
             raise EngineError(
@@ -283,10 +285,10 @@ class _Loader:
         if self.flavour.has_runtime_cache:
             runtime_config = engine.create_runtime_config()
             runtime_cache = runtime_config.create_runtime_cache()
-            if plan.stored is not None:
+            if plan.unkept is None:
                 words = f"{self.facts.name}\n{self.facts.driver}"
                 name = f"runtime-{hashlib.sha256(words.encode()).hexdigest()[:12]}.cache"
-                cache_file = HashedFile(plan.stored.folder / name)
+                cache_file = HashedFile(plan.entry.folder / name)
                 content = cache_file.read()
                 if content:
                     runtime_cache.deserialize(content)  # one that it refuses is an empty one

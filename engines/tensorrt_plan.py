@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,23 +31,22 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan with its bytes. `stored` is None where the disk did not take it."""
+    """A plan with its bytes."""
 
-    key: PlanKey
+    entry: StoredPlan
     content: bytes
-    stored: StoredPlan | None
+    unkept: OutputError | None = None
+    """Why the disk did not take it; None where it is kept."""
 
     @property
     def sha256(self) -> str:
         """Of its bytes."""
-        if self.stored is not None:
-            return self.stored.sha256
-        return hashlib.sha256(self.content).hexdigest()
+        return self.entry.sha256
 
     @property
     def profile(self) -> Profile:
         """Shapes that it was built for."""
-        return Profile.from_dict(self.key.profile)
+        return Profile.from_dict(self.entry.key.profile)
 
 
 def build_plan(
@@ -58,9 +57,13 @@ def build_plan(
     target_capability: str | None = None,
     options: BuildOptions | None = None,
     label: str = "",
+    output: Path | None = None,
     report: Report = lambda _: None,
 ) -> StoredPlan:
     """The plan of a graph for a GPU, from the cache or built now.
+
+    With `output` it is also written there, as a folder for `memcli engines add`, and there alone,
+    which is reported, if the cache cannot take it.
 
     `target_capability`, e.g. "8.9", builds for another GPU than the one that is here, or on a
     machine that has none; only TensorRT-RTX can. Without it, it is the GPU that is here.
@@ -87,11 +90,22 @@ def build_plan(
     lookup = plans.find(key)
     if lookup.plan is not None:
         report(f"{chosen.title} engine for compute capability {key.capability}: in the cache")
-        return lookup.plan
+        return _written(lookup.plan, output, report)
+    if output is None:
+        plans.check_place(key)  # before minutes are spent
     plan = make_plan(chosen, graph, key, why=lookup.reason, label=label, report=report)
-    if plan.stored is None:
-        raise OutputError("the engine cannot be kept", where=str(plans.plans_dir()))
-    return plan.stored
+    if plan.unkept is None:
+        return _written(plan.entry, output, report)
+    if output is None:
+        raise plan.unkept
+    report(f"kept in {output} alone: {plan.unkept.where}: {plan.unkept.what}")
+    return plans.export_plan(plan.entry, output, plan.content)
+
+
+def _written(plan: StoredPlan, output: Path | None, report: Report) -> StoredPlan:
+    if output is not None:
+        report(f"written to {plans.export_plan(plan, output).folder}")
+    return plan
 
 
 def compiled_graph(bundle: Bundle, variant: Variant, flavour: FlavourName) -> Path:
@@ -115,8 +129,8 @@ def build_for_bundle(
     """The plan of one precision of a bundle, for the GPU that is here or for another.
 
     `ranges` replace those of the usual profile (`batch`, `time`, `captions`, `tokens`: least,
-    usual, most). With `output` the plan is also written there, as a folder for
-    `memcli engines add`. The files of the bundle are checked first, with `check_files`.
+    usual, most). `output` is as in `build_plan`. The files of the bundle are checked first, with
+    `check_files`.
 
     Raises ModelError if the bundle is damaged or lacks the precision, EngineError if the precision
     was not made for the flavour, and as `build_plan`.
@@ -141,18 +155,16 @@ def build_for_bundle(
         bundle.spec, small=facts is not None and facts.is_small, options=options
     )
     profile = profile.with_ranges(ranges or {})
-    plan = build_plan(
+    return build_plan(
         compiled_graph(bundle, variant, flavour),
         flavour=flavour,
         profile=profile,
         target_capability=target_capability,
         options=options,
         label=f"{bundle.model} {precision}",
+        output=output,
         report=report,
     )
-    if output is not None:
-        report(f"written to {plans.export_plan(plan, output)}")
-    return plan
 
 
 def check_made_for(bundle: Bundle, variant: Variant, flavour: FlavourName) -> None:
@@ -221,7 +233,7 @@ def make_plan(
     use_device: Callable[[], None] = lambda: None,
     report: Report,
 ) -> Plan:
-    """Build the plan of `key` and keep it; `why` is told.
+    """Build the plan of `key` and keep it, if the disk takes it; `why` it is built is told.
 
     `use_device` makes the GPU that of the thread which builds: `Cuda.use`. Raises EngineError.
     """
@@ -241,12 +253,12 @@ def make_plan(
     if built.timing_cache is not None:
         timing.write(built.timing_cache)
     report(f"built in {built.seconds:.0f} s, {len(built.plan) / 1e6:.0f} MB")
+    plan = Plan(plans.new_plan(key, built.plan, label=label, seconds=built.seconds), built.plan)
     try:
-        stored = plans.store(key, built.plan, label=label, seconds=built.seconds)
+        plans.store(plan.entry, plan.content)
     except OutputError as error:
-        report(f"{error.what}: it will be built again")
-        stored = None
-    return Plan(key, built.plan, stored)
+        return replace(plan, unkept=error)
+    return plan
 
 
 def _for(key: PlanKey) -> str:

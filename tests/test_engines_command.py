@@ -90,7 +90,7 @@ def test_an_engine_is_carried_over(tmp_path, monkeypatch, capsys):
 
 
 def test_a_label_cannot_write_to_the_terminal(capsys):
-    plans.store(KEY, b"x", label="\x1b]0;title\x07", seconds=0)
+    plans.store(plans.new_plan(KEY, b"x", label="\x1b]0;title\x07", seconds=0), b"x")
     assert run() == run("show", KEY.name()) == run("verify") == ExitCode.OK
     assert "\x1b" not in capsys.readouterr().out
 

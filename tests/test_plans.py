@@ -31,7 +31,9 @@ PLAN = b"a plan" * 1000
 
 
 def keep(key=KEY, content=PLAN):
-    return plans.store(key, content, label="tiny fp16", seconds=1.5)
+    plan = plans.new_plan(key, content, label="tiny fp16", seconds=1.5)
+    plans.store(plan, content)
+    return plan
 
 
 def test_a_plan_is_found_again_with_its_bytes():
@@ -154,8 +156,19 @@ def test_an_entry_under_the_name_of_another_key_is_a_miss():
 def test_a_disk_that_refuses_is_one_error():
     plans.plans_dir().parent.mkdir(parents=True)
     plans.plans_dir().write_text("")
-    with pytest.raises(OutputError, match="cannot be kept"):
-        keep()
+    for write in (keep, lambda: plans.check_place(KEY)):
+        with pytest.raises(
+            OutputError, match="cannot be kept: Not a directory|File exists"
+        ) as caught:
+            write()
+        assert "MEMCLI_HOME" in (caught.value.next_step or "")
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is():
+    plan = keep()
+    plans.check_place(KEY)
+    assert plans.find(KEY).plan == plan
+    assert list(plans.plans_dir().iterdir()) == [plan.folder]
 
 
 def _keep_many(content: bytes) -> None:
@@ -181,7 +194,7 @@ def test_writers_at_the_same_time_leave_one_whole_plan():
 
 def test_from_one_machine_to_another(tmp_path, monkeypatch):
     key = dataclasses.replace(KEY, flavour="tensorrt-rtx", gpu=None, driver=None)
-    folder = plans.export_plan(keep(key), tmp_path / "out")
+    folder = plans.export_plan(keep(key), tmp_path / "out").folder
     assert folder.name.startswith("tensorrt-rtx-8.9-")
     plans.export_plan(keep(dataclasses.replace(key, capability="8.6")), tmp_path / "out")
     monkeypatch.setenv("MEMCLI_HOME", str(tmp_path / "device"))
@@ -192,10 +205,50 @@ def test_from_one_machine_to_another(tmp_path, monkeypatch):
     assert len(plans.add(folder)) == 1
 
 
+def built_at(created, **changes):
+    key = dataclasses.replace(KEY, **changes)
+    plan = plans.new_plan(key, PLAN, label="tiny fp16", seconds=1.5)
+    return dataclasses.replace(plan, created=created, added=created)
+
+
+def test_what_is_added_was_built_when_it_was_built(tmp_path):
+    """Of several added at once the one that was built last is used, whatever their names."""
+    by_name = sorted(
+        (built_at(0.0, profile={"batch": [1, 1, most]}) for most in range(2, 6)),
+        key=lambda plan: plan.key.name(),
+    )
+    here = built_at(2_000_000_000.0, profile={"batch": [1, 1, 9]})
+    times = [1_600_000_000.0, 1_600_000_300.0, 1_600_000_200.0, 1_600_000_100.0]
+    for plan, created in zip(by_name, times, strict=True):
+        plans.export_plan(dataclasses.replace(plan, created=created), tmp_path, PLAN)
+    plans.store(dataclasses.replace(here, added=1_700_000_000.0), PLAN)
+    plans.add(tmp_path)
+    assert [plan.created for plan in plans.stored()] == [*sorted(times, reverse=True), here.created]
+    found = plans.find_usable(here.key)
+    assert found.plan.key == by_name[1].key
+
+
+@pytest.mark.parametrize("created", [-1.0, 1e300, float("nan"), float("inf")])
+def test_times_that_are_none(created):
+    plan = built_at(created)
+    plans.store(plan, PLAN)
+    with pytest.raises(ModelError, match="its times"):
+        plans.read_plan(plan.folder)
+
+
+def test_entries_of_before_have_one_time():
+    plan = keep()
+    path = plan.folder / plans.ENTRY_FILE
+    entry = json.loads(path.read_text())
+    del entry["added"]
+    path.write_text(json.dumps(entry))
+    assert plans.read_plan(plan.folder) == plan
+
+
 def test_what_is_no_plan_is_not_added(tmp_path):
     with pytest.raises(ModelError, match="no compiled engine here"):
         plans.add(tmp_path)
-    folder = plans.export_plan(keep(), tmp_path)
+    folder = plans.export_plan(keep(), tmp_path).folder
     plans.clear()
     (folder / plans.PLAN_FILE).write_bytes(b"x" * len(PLAN))
     with pytest.raises(ModelError, match="SHA-256 differs"):

@@ -17,7 +17,13 @@ from memcli.engines.select import open_engine
 from memcli.engines.tensorrt import open_tensorrt
 from memcli.engines.tensorrt_plan import build_plan
 from memcli.engines.tensorrt_profile import BuildOptions, Profile, Range, profile_of
-from memcli.errors import DeviceError, EngineError, MissingDependencyError, UsageError
+from memcli.errors import (
+    DeviceError,
+    EngineError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+)
 from memcli.spec import FramePrep
 
 PREP = FramePrep(frames=3, resize_width=SIDE, resize_height=SIDE, crop_width=SIDE, crop_height=SIDE)
@@ -335,6 +341,58 @@ def test_tensorrt_that_is_too_old(monkeypatch, memcli_home):
     stand.trt.__version__ = "10.2.0.19"
     with pytest.raises(EngineError, match="too old"):
         stand.open()
+
+
+@pytest.fixture
+def home_that_refuses(memcli_home):
+    (memcli_home / "cache").mkdir(parents=True)
+    (memcli_home / "cache" / "engines").write_text("")
+
+
+def test_an_engine_that_cannot_be_kept_is_refused_before_it_is_built(stand, home_that_refuses):
+    with pytest.raises(OutputError, match=r"the engine cannot be kept: \w+") as caught:
+        build_plan(stand.graph, flavour=stand.flavour, profile=profile_of(stand.bundle.spec))
+    assert "MEMCLI_HOME" in (caught.value.next_step or "")
+    assert stand.trt.built == []
+
+
+def test_a_disk_that_is_full_after_the_build_is_the_error(stand, monkeypatch):
+    def full(plan, content):
+        raise OutputError("the engine cannot be kept: No space left on device")
+
+    monkeypatch.setattr(plans, "store", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        build_plan(
+            stand.graph,
+            flavour=stand.flavour,
+            profile=profile_of(stand.bundle.spec),
+            report=stand.said.append,
+        )
+    assert len(stand.trt.built) == 1
+    assert not any("again" in line for line in stand.said), "nobody will build it again"
+
+
+def test_an_engine_that_cannot_be_kept_is_written_where_it_was_asked_for(
+    stand, home_that_refuses, tmp_path, monkeypatch
+):
+    profile = profile_of(stand.bundle.spec)
+    options = {"flavour": stand.flavour, "profile": profile, "report": stand.said.append}
+    plan = build_plan(stand.graph, output=tmp_path / "out", **options)
+    assert plan.folder.parent == tmp_path / "out"
+    assert any("alone: " in line and "cannot be kept: " in line for line in stand.said)
+    monkeypatch.setenv("MEMCLI_HOME", str(tmp_path / "other"))
+    (added,) = plans.add(tmp_path / "out")
+    assert plans.find(added.key).plan == added
+    kept = build_plan(stand.graph, output=tmp_path / "again", **options)
+    assert (kept, len(stand.trt.built)) == (added, 1)
+    assert len(list((tmp_path / "again").iterdir())) == 1
+
+
+def test_scoring_goes_on_with_an_engine_that_cannot_be_kept(stand, home_that_refuses):
+    with stand.open() as engine:
+        check(engine, clips(2))
+    (line,) = [one for one in stand.said if "cannot be kept" in one]
+    assert line.endswith("the next run builds it again")
 
 
 def test_tensorrt_builds_for_no_other_gpu(monkeypatch, memcli_home):

@@ -204,7 +204,8 @@ def test_a_plan_of_another_version_is_built_again(rtx, graph):
     (plan,) = plans.stored()
     old = dataclasses.replace(plan.key, version="1.6.0.1")
     plans.clear()
-    plans.store(old, b"an engine of version 1.6", label="tiny", seconds=0)
+    content = b"an engine of version 1.6"
+    plans.store(plans.new_plan(old, content, label="tiny", seconds=0), content)
     said.clear()
     with pytest.raises(EngineError, match="does not load the engine that it built"):
         loader.load(SMALL, BuildOptions(), exact=False)

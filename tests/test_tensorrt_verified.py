@@ -125,7 +125,7 @@ def test_records_of_plans_are_found_and_forgotten(memcli_home):
 def test_what_is_added_is_verified_at_its_first_use(memcli_home, tmp_path):
     variant = make_tiny_bundle(memcli_home).variants["fp32"]
     key = RecordKey(variant, "tensorrt", "10.3.0", "cpu", None)
-    folder = plans.export_plan(keep(content=b"from elsewhere"), tmp_path)
+    folder = plans.export_plan(keep(content=b"from elsewhere"), tmp_path).folder
     added = plans.find(KEY).plan
     here = keep(content=b"made here")
     for plan in (here, added):

@@ -9,6 +9,7 @@ from memcli.engines import plans, records
 from memcli.engines.base import ENGINES, EngineName
 from memcli.engines.bundle import Bundle, Variant
 from memcli.engines.loading import (
+    CPU_INSTALL,
     import_runtime,
     installed_runtimes,
     installed_tensorrt,
@@ -78,14 +79,39 @@ def list_candidates(
     if not candidates:
         wanted = f"{engine if engine != 'auto' else ' or '.join(engines)} on {device}"
         fit = "; ".join(f"{v.precision}: {', '.join(v.engines)}" for v in variants)
-        advice = f"\nMake one: memcli export {bundle.model} --fp16" if engine in TENSORRT else ""
+        way_out = _way_out(bundle, variants, engine, device, precision)
         raise EngineError(
             f"{bundle.model} cannot run with {wanted} at precision {precision}",
-            next_step=f"It was made for {fit}.{advice}",
+            next_step=f"It was made for {fit}.\n{way_out}",
         )
     if device.startswith("cuda") and candidates[0].engine not in TENSORRT:
         _check_cuda(candidates[0].engine, device)  # before a verification is announced
     return candidates
+
+
+def _way_out(
+    bundle: Bundle, variants: list[Variant], engine: str, device: str, precision: str
+) -> str:
+    """What to do where the variants are for none of the engines that were asked for."""
+    if engine in TENSORRT:
+        return f"Make one: {_export(bundle, 'fp16')}"
+    made_for = dict.fromkeys(name for one in variants for name in one.engines)
+    on_cpu = [name for name in made_for if name in installed_runtimes()]
+    compiled = [one for one in TENSORRT if one in made_for and installed_tensorrt(one) is not None]
+    ways = [f"--engine {name}" for name in compiled if device != "cpu"]
+    if device.startswith("cuda"):
+        ways += ["--device cpu"] * bool(on_cpu)
+    else:
+        ways = [*(f"--engine {name}" for name in on_cpu), *ways]
+    ways += ["another --precision"] * (precision != "auto")
+    return f"Use {' or '.join(ways)}" if ways else f"Install a runtime for it: {CPU_INSTALL}"
+
+
+def _export(bundle: Bundle, precision: Precision) -> str:
+    """The command that makes a precision of a bundle."""
+    command = f"memcli export {bundle.model} --{precision}"
+    calibrated = precision in ("int8", "fp8") and bundle.spec.prep is not None
+    return f"{command} --calibration VIDEOS" if calibrated else command
 
 
 def _check_request(engine: str, device: str, precision: str) -> None:
@@ -185,7 +211,7 @@ def _variants(bundle: Bundle, precision: PrecisionChoice) -> list[Variant]:
     if precision not in bundle.variants:
         raise ModelError(
             f"{bundle.model} is installed at {', '.join(bundle.variants)}, not at {precision}",
-            next_step=f"Make it: memcli export {bundle.model} --{precision} --calibration VIDEOS",
+            next_step=f"Make it: {_export(bundle, precision)}",
         )
     return [bundle.variants[precision]]
 

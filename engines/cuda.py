@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcli.engines.loading import GPU_INSTALL, one_line
+from memcli.engines.loading import one_line
 from memcli.errors import DeviceError, EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     from memcli.engines.base import Array
 
+_INSTALL = "pip install 'cuda-python>=12.6'   (JetPack 6: 'cuda-python>=12.6,<13')"
+"""Not `memcli[gpu]`, which would put onnxruntime-gpu over an onnxruntime that is there."""
 _SMALL_DEVICE_BYTES = 9 << 30
 """Boards sold with 8 GB report a little less or, rounded up, a little more."""
 
@@ -265,7 +267,7 @@ def _import_runtime() -> Any:
         from cuda.bindings import runtime
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "cuda-python", purpose="running a model with TensorRT", install=GPU_INSTALL
+            "cuda-python", purpose="running a model with TensorRT", install=_INSTALL
         ) from error
     except Exception as error:  # a driver or library that is not there, each in its own kind
         raise DeviceError(

@@ -186,7 +186,7 @@ def read_plan(folder: Path) -> StoredPlan:
             label=str(entry["label"])[:200],
             seconds=float(entry["seconds"]),
             created=float(entry["created"]),
-            added=float(entry.get("added", entry["created"])),
+            added=float(entry["added" if "added" in entry else "created"]),
         )
         if not all(0 <= one <= _LATEST for one in (plan.created, plan.added, plan.seconds)):
             raise ValueError("its times")

@@ -157,9 +157,7 @@ def test_a_disk_that_refuses_is_one_error():
     plans.plans_dir().parent.mkdir(parents=True)
     plans.plans_dir().write_text("")
     for write in (keep, lambda: plans.check_place(KEY)):
-        with pytest.raises(
-            OutputError, match="cannot be kept: Not a directory|File exists"
-        ) as caught:
+        with pytest.raises(OutputError, match=r"cannot be kept: \w+") as caught:
             write()
         assert "MEMCLI_HOME" in (caught.value.next_step or "")
 

@@ -6,7 +6,7 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from tiny_bundle import make_tiny_bundle
+from tiny_bundle import make_text_bundle, make_tiny_bundle
 
 from memcli.engines import candidates, openvino, records, select
 from memcli.engines.bundle import read_bundle, write_manifest
@@ -200,7 +200,16 @@ def test_a_damaged_file_is_found_with_records_too(bundle):
 def test_precision_that_is_not_installed(bundle):
     with pytest.raises(ModelError) as caught:
         open_engine(bundle, precision="int8")
-    assert "memcli export tiny --int8" in str(caught.value)
+    assert caught.value.next_step == "Make it: memcli export tiny --int8 --calibration VIDEOS"
+    with pytest.raises(ModelError) as caught:
+        open_engine(bundle, precision="fp16", device="cuda")
+    assert caught.value.next_step == "Make it: memcli export tiny --fp16"
+
+
+def test_a_precision_of_a_model_that_reads_no_frames_needs_no_videos(home):
+    with pytest.raises(ModelError) as caught:
+        open_engine(make_text_bundle(home), precision="int8")
+    assert caught.value.next_step == "Make it: memcli export tiny-text --int8"
 
 
 def test_bf16_without_the_instructions_is_said(home, monkeypatch):
@@ -228,8 +237,13 @@ def test_a_precision_this_cpu_cannot_have_is_not_advised(bundle, monkeypatch):
 def test_engine_outside_the_variant(bundle):
     variant = dataclasses.replace(bundle.variants["fp32"], engines=("openvino",))
     write_manifest(dataclasses.replace(bundle, variants={"fp32": variant}))
-    with pytest.raises(EngineError, match="cannot run with onnxruntime on auto"):
+    with pytest.raises(EngineError, match="cannot run with onnxruntime on auto") as caught:
         open_engine(read_bundle(bundle.root), engine="onnxruntime")
+    made_for = "It was made for fp32: openvino."
+    assert caught.value.next_step == f"{made_for}\nUse --engine openvino"
+    with pytest.raises(EngineError, match="at precision fp32") as caught:
+        open_engine(read_bundle(bundle.root), precision="fp32", device="cuda")
+    assert caught.value.next_step == f"{made_for}\nUse --device cpu or another --precision"
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
@@ -242,8 +256,9 @@ def test_tensorrt_alone_is_a_runtime(bundle, monkeypatch):
     """Not "no runtime is installed": what is missing is said by the engine that was asked for."""
     monkeypatch.setattr(candidates, "installed_runtimes", lambda: ())
     monkeypatch.setattr(candidates, "installed_tensorrt", lambda name: "tensorrt")
-    with pytest.raises(EngineError, match="cannot run with"):
+    with pytest.raises(EngineError, match="cannot run with") as caught:
         open_engine(bundle)
+    assert "pip install 'memcli[cpu]'" in caught.value.next_step
 
 
 @pytest.mark.parametrize(

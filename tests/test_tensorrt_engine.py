@@ -406,7 +406,8 @@ def test_cuda_python_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("builtins.__import__", _without_cuda(__import__))
     with pytest.raises(MissingDependencyError, match="cuda-python") as caught:
         Cuda()
-    assert "memcli[gpu]" in str(caught.value)
+    assert "pip install 'cuda-python>=12.6'" in str(caught.value)
+    assert "memcli[gpu]" not in str(caught.value), "it would replace an onnxruntime that is here"
 
 
 def _without_cuda(real):

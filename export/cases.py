@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,15 +122,19 @@ def embeddings_of(outputs: Mapping[str, Any], feeds: Mapping[str, Any]) -> Feeds
     return rows
 
 
+def parts_of(feeds: Mapping[str, Any]) -> Iterator[Feeds]:
+    """Feeds of a few clips each, in order."""
+    for start in range(0, len(next(iter(feeds.values()))), BATCH_CLIPS):
+        yield {name: array[start : start + BATCH_CLIPS] for name, array in feeds.items()}
+
+
 def in_batches(run: Callable[[Feeds], Feeds], feeds: Mapping[str, Any]) -> Feeds:
     """Outputs for all clips, a few at a time: large models have no memory for more.
 
     Raises EngineError if an output has another number of clips.
     """
-    clips = len(next(iter(feeds.values())))
     parts = []
-    for start in range(0, clips, BATCH_CLIPS):
-        part = {name: array[start : start + BATCH_CLIPS] for name, array in feeds.items()}
+    for part in parts_of(feeds):
         found = run(part)
         if any(len(array) != len(next(iter(part.values()))) for array in found.values()):
             shapes = {name: list(array.shape) for name, array in found.items()}

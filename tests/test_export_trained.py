@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from memcli.engines.bundle import read_bundle, verify_files  # noqa: E402
 from memcli.engines.reference import synthetic_captions, synthetic_frames  # noqa: E402
 from memcli.engines.select import open_engine  # noqa: E402
 from memcli.errors import ModelError, ParityError  # noqa: E402
-from memcli.export import trained  # noqa: E402
+from memcli.export import original, trained  # noqa: E402
 from memcli.home import bundles_dir  # noqa: E402
 from memcli.models import MODELS, get_model  # noqa: E402
 from memcli.tokens import Tokeniser  # noqa: E402
@@ -172,6 +173,77 @@ def test_a_graph_that_differs_is_refused(
             export_tiny(made.tiny)
         assert content(bundles_dir()) == before
         assert [path.name for path in bundles_dir().iterdir()] == ["clip-text"] * installed_before
+
+
+def with_constant(kind: str, value: float) -> Callable[[Any], None]:
+    """Another constant in the one normalising node of a kind: the shared one stays for others."""
+
+    def change(model: Any) -> None:
+        array = np.full((1, 3, 1, 1), value, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, "wrong"))
+        (node,) = (one for one in model.graph.node if one.name == f"frame_encoder.{kind}")
+        node.input[1] = "wrong"
+
+    return change
+
+
+def swap_channels(model: Any) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
+    for node in model.graph.node:
+        if node.name == "Reshape_0":
+            node.input[0] = "swapped"
+    node = onnx.helper.make_node("Gather", ["frames", "bgr"], ["swapped"], "swap", axis=-1)
+    model.graph.node.insert(0, node)
+
+
+def other_embeddings(model: Any) -> None:
+    """The scores come from the right ones."""
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                if name == "frame_embeddings":
+                    names[position] = "kept"
+    ramp = np.arange(32).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(ramp, "ramp"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["kept", "ramp"], ["frame_embeddings"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "runtimes", "said"),
+    [
+        (with_constant("Sub", 0.45), None, "does not give the scores"),
+        (with_constant("Div", 0.45), None, "does not give the scores"),
+        (swap_channels, None, "does not give the scores"),
+        (other_embeddings, None, "does not give the embeddings"),
+        (other_embeddings, ("openvino",), "does not give the embeddings"),
+    ],
+    ids=["wrong mean", "wrong std", "swapped channels", "embeddings", "embeddings in openvino"],
+)
+def test_faults_before_and_behind_the_encoder_are_refused(
+    tiny_export: Exporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], None],
+    runtimes: tuple[str, ...] | None,
+    said: str,
+) -> None:
+    made = tiny_export("vision")
+    graph = made.copy_graph(tmp_path)
+    if runtimes is not None:
+        monkeypatch.setattr(original, "installed_runtimes", lambda: runtimes)
+    spec = made.tiny.spec
+    wanted = original.run_original(made.tiny.model, spec, None)
+    measured = original.gate_graph(graph, wanted, spec, lambda _: None)
+    least = [
+        one["score"]["cosine_min"] for one in measured.values() if "cosine_min" in one["score"]
+    ]
+    assert len(least) == 1, "the graph as it is passes"
+    assert least[0] > 0.9999
+    model = onnx.load(str(graph), load_external_data=False)
+    change(model)
+    graph.write_bytes(model.SerializeToString())
+    with pytest.raises(ParityError, match=said):
+        original.gate_graph(graph, wanted, spec, lambda _: None)
 
 
 def test_a_tokenizer_file_of_another_encoder_is_refused(checkpoints: Path, tmp_path: Path) -> None:

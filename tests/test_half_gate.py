@@ -180,6 +180,16 @@ def test_broken_graphs_are_refused_and_the_old_bundle_stays(
     assert [path.name for path in bundle.root.parent.iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize("fault", sorted(set(BROKEN) - {"LayerNormalization in fp16"}))
+def test_broken_graphs_of_bf16_are_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Its tolerance is no wider; LayerNormalization has the range that it needs there."""
+    monkeypatch.setattr(half_variant, "write_half", BROKEN[fault][0])
+    with pytest.raises(ParityError, match=r"bf16 graph misses its tolerance: max \|diff"):
+        make_variant(bundle, "bf16")
+
+
 def test_a_wrong_embedding_behind_right_scores_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

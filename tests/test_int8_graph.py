@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ from memcli.engines.loading import graph_facts
 from memcli.engines.onnxruntime import open_onnxruntime
 from memcli.engines.openvino import open_openvino
 from memcli.errors import MissingDependencyError, ParityError
-from memcli.export import graph_run
+from memcli.export import graph_run, int8
 from memcli.export.calibration import CalibrationSet
 from memcli.export.graph_run import expose, run_batches
 from memcli.export.int8 import collect, make_int8
@@ -200,6 +202,49 @@ def test_embeddings_are_held_to_the_tolerance(tmp_path: Path) -> None:
         make_int8(tmp_path / "fp32.onnx", tmp_path / "m.onnx", DATA, strict, said.append)
     assert f"cosine of embeddings at least {least:g}" in str(caught.value)
     assert any("error" in line for line in said), "the sweep for layers to leave in float"
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def swap_channels(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
+    (cast,) = [node for node in model.graph.node if "frames" in node.input]
+    cast.input[0] = "swapped"
+    swap = onnx.helper.make_node("Gather", ["frames", "bgr"], ["swapped"], "swap", axis=-1)
+    model.graph.node.insert(0, swap)
+
+
+def darken(model: onnx.ModelProto) -> None:
+    (white,) = [one for one in model.graph.initializer if one.name == "white"]
+    white.CopyFrom(numpy_helper.from_array(np.float32(400), "white"))
+
+
+@pytest.mark.parametrize("scheme", ["s8s8", "fp8"])
+@pytest.mark.parametrize("fault", [swap_channels, darken])
+def test_broken_graphs_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: Scheme,
+    fault: Callable[[onnx.ModelProto], None],
+) -> None:
+    """Whatever the layers that are left in float."""
+
+    def broken(*arguments: Any) -> onnx.ModelProto:
+        model = onnx.ModelProto()
+        model.CopyFrom(quantise(*arguments))
+        fault(model)
+        return model
+
+    monkeypatch.setattr(int8, "quantise", broken)
+    onnx.save(vit_graph(), tmp_path / "fp32.onnx")
+    with pytest.raises(ParityError, match=f"the {scheme} graph misses its tolerance"):
+        make_int8(
+            tmp_path / "fp32.onnx",
+            tmp_path / "m.onnx",
+            DATA,
+            TOLERANCE,
+            lambda _: None,
+            scheme=scheme,
+        )
     assert not (tmp_path / "m.onnx").exists()
 
 

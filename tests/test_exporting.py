@@ -67,12 +67,19 @@ def test_one_model_that_fails_does_not_stop_the_others() -> None:
     assert set(read_bundle(bundles_dir() / "tiny-text").variants) == {"fp32", "fp16"}
 
 
-def test_what_to_do_about_a_model_that_fails_has_a_line_of_its_own() -> None:
+def test_each_failure_is_told_in_full_once() -> None:
+    """What to do about it has a line of its own; the first failure is the error of the command."""
     make_tiny_bundle(home())
-    result = CliRunner().invoke(command, ["nosuch", "tiny", "--fp16"])
+    result = CliRunner().invoke(command, ["nosuch", "neither", "tiny", "--fp16"])
+    assert isinstance(result.exception, ModelError)
+    assert "nosuch" in str(result.exception)
+    assert result.exception.next_step
     lines = result.output.splitlines()
-    (failed,) = [line for line in lines if line.startswith("nosuch fp16: failed: ")]
-    assert lines[lines.index(failed) + 1].startswith("  ")
+    failed = [line for line in lines if ": failed: " in line]
+    assert [line.split()[0] for line in failed] == ["nosuch", "neither", "tiny"]
+    first, second = map(lines.index, failed[:2])
+    assert second == first + 1
+    assert lines[second + 1].startswith("  ")
     assert "\\n" not in result.output
 
 

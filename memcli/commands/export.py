@@ -171,8 +171,9 @@ def _carry_out(request: ExportRequest) -> None:
                 click.echo(printable(line))
         except MemcliError as error:
             if len(names) > 1 or len(request.steps) > 1:
+                # The first is told in full at the end, as the error of the command.
+                say(f"{what}: failed: {error if failed else error.what}")
                 failed.append(error)
-                say(f"{what}: failed: {error}")
             if undone:
                 say(undone)
             if not failed:

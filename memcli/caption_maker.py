@@ -137,19 +137,15 @@ class CaptionMaker(Closeable):
                 return kept
         from memcli.video import read_clip
 
-        def clip_of(prep: FramePrep) -> Clip:
-            return read_clip(
-                path,
-                prep,
-                sampling=self.sampling,
-                deadline=deadline,
-                cancelled=cancelled,
-                nvdec=None if self.nvdec is None or self.nvdec.resizer else self.nvdec,
-            )
-
-        clip = clip_of(self._prep)
-        if self.bundle.images.splitting:
-            clip = clip_of(self._uncut(clip.info.height, clip.info.width))
+        clip = read_clip(
+            path,
+            self._prep,
+            shaped=self._uncut if self.bundle.images.splitting else None,
+            sampling=self.sampling,
+            deadline=deadline,
+            cancelled=cancelled,
+            nvdec=None if self.nvdec is None or self.nvdec.resizer else self.nvdec,
+        )
         return CaptionFrames(key, clip)
 
     def make(

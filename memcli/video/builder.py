@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import av
@@ -15,16 +15,21 @@ from memcli.video.sampling import instants
 from memcli.video.source import OpenVideo, frame_rotation
 from memcli.video.types import Clip, DecodeLimits, DeviceFrames, DevicePicture, VideoInfo
 
+Shaped = Callable[[int, int], FramePrep]
+"""How to prepare the frames of a video of this height and width, as shown."""
+
 
 class ClipBuilder:
     """The T frames of one clip while they come in, in any order."""
 
-    def __init__(self, prep: FramePrep, count: int, limits: DecodeLimits):
+    def __init__(
+        self, prep: FramePrep, count: int, limits: DecodeLimits, shaped: Shaped | None = None
+    ):
         self.count = count
         self._sampling = prep.sampling
-        self._preparer = FramePreparer(prep)
+        self._shaped = shaped
         self._limits = limits
-        self._frames = np.empty((count, *prep.frame_shape()), dtype=np.uint8)
+        self._make_room(prep)
         self._filled = np.zeros(count, dtype=np.bool_)
         self._used = 0
         self._on_device: DeviceFrames | None = None
@@ -49,15 +54,9 @@ class ClipBuilder:
                 f"a frame of {frame.width} × {frame.height} pixels is over the limit",
             )
         rotation = frame_rotation(frame)
-        if isinstance(decoded, DevicePicture):
-            self._prepare_on_device(decoded, slots)
-        else:
-            self._prepare(frame, rotation, slots)
-        self._filled[list(slots)] = True
-        self._used += 1
         if self._info is None:
             turned = rotation % 180 != 0
-            self._info = VideoInfo(
+            info = self._info = VideoInfo(
                 duration_s=None,
                 width=frame.height if turned else frame.width,
                 height=frame.width if turned else frame.height,
@@ -65,6 +64,18 @@ class ClipBuilder:
                 rotation=rotation,
                 container=video.container.format.name,
             )
+            if self._shaped is not None:
+                self._make_room(self._shaped(info.height, info.width))
+        if isinstance(decoded, DevicePicture):
+            self._prepare_on_device(decoded, slots)
+        else:
+            self._prepare(frame, rotation, slots)
+        self._filled[list(slots)] = True
+        self._used += 1
+
+    def _make_room(self, prep: FramePrep) -> None:
+        self._preparer = FramePreparer(prep)
+        self._frames = np.empty((self.count, *prep.frame_shape()), dtype=np.uint8)
 
     def _prepare(self, frame: av.VideoFrame, rotation: int, slots: Sequence[int]) -> None:
         try:

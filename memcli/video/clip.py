@@ -12,7 +12,7 @@ import av
 from memcli.errors import VideoError, VideoErrorCode
 from memcli.spec import FramePrep, Sampling
 from memcli.video import gops, keyframes, whole
-from memcli.video.builder import ClipBuilder
+from memcli.video.builder import ClipBuilder, Shaped
 from memcli.video.extent import missing_end, missing_frames
 from memcli.video.files import open_descriptor, unchanged
 from memcli.video.nvdec import GPU_RESIZE, NVDEC, Nvdec
@@ -36,6 +36,7 @@ def read_clip(
     cancelled: Callable[[], bool] | None = None,
     limits: DecodeLimits = _DEFAULT_LIMITS,
     nvdec: Nvdec | None = None,
+    shaped: Shaped | None = None,
 ) -> Clip:
     """The frames of a video that a model looks at, prepared for it.
 
@@ -46,6 +47,9 @@ def read_clip(
     file; much faster on long files, and not the same frames. T is `frames`, by default the model's
     own number. The result does not depend on `threads`.
 
+    `shaped` makes the preparation depend on the shape of the video, which is known with its first
+    decoded frame; the instants stay those of `prep`.
+
     `deadline` is a value of time.monotonic(). Raises VideoError with one of its codes and a
     reason in plain words, DecodeCancelledError once `cancelled()` is true, UsageError for fewer
     than one frame.
@@ -53,13 +57,17 @@ def read_clip(
     count = prep.frames if frames is None else frames
     check_count(count)
     guard = Guard(deadline, cancelled)
+
+    def builder() -> ClipBuilder:
+        return ClipBuilder(prep, count, limits, shaped)
+
     try:
         with open_descriptor(path) as fd, unchanged(fd):
             clip = None
             if sampling == "keyframe":
-                clip = keyframes.read(fd, lambda: ClipBuilder(prep, count, limits), limits, guard)
+                clip = keyframes.read(fd, builder, limits, guard)
             if clip is None:
-                clip = _read_exact(fd, prep, count, threads, limits, guard, nvdec)
+                clip = _read_exact(fd, builder, threads, limits, guard, nvdec)
             lost = [missing_end(fd, guard), clip.damage]
             return replace(clip, damage="; ".join(filter(None, lost)) or None)
     except VideoError as error:
@@ -69,8 +77,7 @@ def read_clip(
 
 def _read_exact(
     fd: int,
-    prep: FramePrep,
-    count: int,
+    new_builder: Callable[[], ClipBuilder],
     threads: int,
     limits: DecodeLimits,
     guard: Guard,
@@ -83,7 +90,7 @@ def _read_exact(
             raise VideoError(VideoErrorCode.IMAGE, "a picture, not a video")
         timeline = _trusted_timeline(video, packets, guard)
         if timeline is not None:
-            builder = ClipBuilder(prep, count, limits)
+            builder = new_builder()
             try:
                 return _read_targets(video, packets, timeline, builder, guard, nvdec)
             except gops.PlanFailedError:
@@ -91,8 +98,8 @@ def _read_exact(
             except NotForNvdecError:
                 refused = True
     if refused:  # packets that were fed are used up, so from the start
-        return _read_exact(fd, prep, count, threads, limits, guard, None)
-    return _read_whole(fd, ClipBuilder(prep, count, limits), limits, guard)
+        return _read_exact(fd, new_builder, threads, limits, guard, None)
+    return _read_whole(fd, new_builder(), limits, guard)
 
 
 def _trusted_timeline(video: OpenVideo, packets: Packets, guard: Guard) -> Timeline | None:

@@ -179,12 +179,12 @@ class _Run:
         cores = usable_cpus()
         on_cpu = maker.device == "cpu"
         self.workers = settings.workers or (min(4, max(2, cores // 2)) if on_cpu else cores)
-        most = max(1, _QUEUE_BYTES // maker.clip_bytes)
         self._pipeline: Pipeline[_Item, MadeCaption | CaptionFrames, MadeCaption] = Pipeline(
             self._read,
             self._make,
             workers=self.workers,
-            queue_size=min(most, 2 * (maker.batch_size + self.workers)),
+            queue_size=2 * (maker.batch_size + self.workers),
+            most=_QUEUE_BYTES // maker.clip_bytes,
             batch_size=maker.batch_size,
             file_timeout_s=settings.file_timeout_s,
         )

@@ -116,7 +116,8 @@ class Pipeline(Generic[S, C, R]):
     `time.monotonic` value or None, `cancelled()` turns true when the run ends early. `infer(clips)`
     gives one result per clip. At most `queue_size` sources are under way, from the start of their
     reading until their outcome is taken, which bounds memory also when outcomes are taken slowly.
-    A worker stuck past its deadline is given up and replaced.
+    It is raised so that a batch can fill while workers read, but never over `most`: batches of
+    large clips are smaller then. A worker stuck past its deadline is given up and replaced.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Pipeline(Generic[S, C, R]):
         file_timeout_s: float | None = None,
         grace_s: float = _WATCHDOG_GRACE_S,
         stage: Stage[C] | None = None,
+        most: int | None = None,
     ):
         self._read = read
         self._infer = infer
@@ -142,7 +144,8 @@ class Pipeline(Generic[S, C, R]):
         self._staged: queue.SimpleQueue[_Decoded[S, C]] = queue.SimpleQueue()
         # A batch must be able to fill while the workers prepare the next.
         least = self._batch_size + self._workers + (stage.batch_size if stage else 0)
-        self._slots = threading.Semaphore(max(queue_size, least))
+        slots = max(queue_size, least)
+        self._slots = threading.Semaphore(slots if most is None else max(1, min(slots, most)))
         self._decoded: queue.SimpleQueue[_Decoded[S, C]] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome[S, R] | BaseException] = queue.SimpleQueue()
         self._tasks: dict[int, _Task[S]] = {}

@@ -245,11 +245,12 @@ class Scorer(Closeable):
         # Two batches and a clip or two per worker keep every stage busy; more is only memory.
         queue_size = 2 * (self.batch_size + self.workers)
         clip_bytes = 0 if self.bundle.prep is None else self.bundle.prep.clip_bytes(self.frames)
-        stage = None
+        stage = most = None
         if self.maker is not None:
             stage = Stage(_wants_caption, self._reader.caption, self.maker.batch_size)
             queue_size += 2 * stage.batch_size
             clip_bytes += self.maker.clip_bytes
+            most = _QUEUE_BYTES // clip_bytes
         if clip_bytes:
             queue_size = min(_QUEUE_BYTES // clip_bytes, queue_size)
         pipeline = Pipeline(
@@ -260,6 +261,7 @@ class Scorer(Closeable):
             batch_size=self.batch_size,
             file_timeout_s=self.settings.file_timeout_s,
             stage=stage,
+            most=most,
         )
         self.stats = pipeline.stats
         with closing(pipeline.run(_Item(source) for source in sources)) as outcomes:

@@ -236,3 +236,26 @@ def test_an_error_of_the_source_list_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="the list broke"):
         list(Pipeline(read, double, workers=2, queue_size=2).run(sources()))
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_large_clips_are_fewer_than_a_batch(most: int) -> None:
+    lock = threading.Lock()
+    alive = peak = 0
+
+    def counted_read(source: int, _deadline: object, _cancelled: object) -> int:
+        nonlocal alive, peak
+        with lock:
+            alive += 1
+            peak = max(peak, alive)
+        return source
+
+    def infer(clips: Sequence[int]) -> list[int]:
+        nonlocal alive
+        with lock:
+            alive -= len(clips)
+        return list(clips)
+
+    pipeline = Pipeline(counted_read, infer, workers=4, queue_size=9, batch_size=8, most=most)
+    assert sorted(outcome.source for outcome in pipeline.run(range(6))) == list(range(6))
+    assert peak <= most

@@ -117,6 +117,13 @@ def open_session(ort: ModuleType, graph: Path, options: Any, device_id: int) -> 
     return _started(ort, graph, options, cuda, device_id, record=False), False
 
 
+def open_unrecorded(ort: ModuleType, graph: Path, options: Any, device_id: int) -> Any:
+    """As `open_session`, without CUDA graphs: for a graph that each run gives other shapes."""
+    cuda = CudaOptions.from_environment()
+    _load_libraries(ort)
+    return _started(ort, graph, options, cuda, device_id, record=False)
+
+
 def open_stage(ort: ModuleType, graph: bytes, device_id: int) -> Any:
     """A session of a graph that may run nowhere but on the GPU, without CUDA graphs.
 

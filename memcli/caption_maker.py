@@ -24,6 +24,7 @@ from memcli.captioning.choice import (
     none_for,
     survey_captioners,
 )
+from memcli.captioning.stopping import RunEndedError
 from memcli.closing import Closeable
 from memcli.errors import EngineError, MemcliError, ModelError, UsageError
 from memcli.journal import FileIdentity
@@ -78,7 +79,6 @@ class CaptionMaker(Closeable):
         self._threads = threads
         self._report = report
         self._captioner: Captioner | None = None
-        self._cancelled: Callable[[], bool] = bool
         self._cache = CaptionCache(bundle.hash, sampling)
         side = bundle.images.side
         self._prep = FramePrep(
@@ -158,14 +158,14 @@ class CaptionMaker(Closeable):
         none of them, nor black frames, it is not the videos: raises ModelError, EngineError,
         DeviceError.
         """
-        self._cancelled = cancelled  # of this run: there may be several with one captioner
         with self.turn:
             captioner = self._open()
-            said = self._said(captioner, [video.clip.frames for video in videos])
-            if all(isinstance(one, MemcliError) for one in said):
-                (black,) = self._said(captioner, [videos[0].clip.frames * 0])
-                if isinstance(black, MemcliError):
-                    raise black
+            with captioner.stoppable(cancelled):
+                said = self._said(captioner, [video.clip.frames for video in videos])
+                if all(isinstance(one, MemcliError) for one in said):
+                    (black,) = self._said(captioner, [self._black()])
+                    if isinstance(black, MemcliError):
+                        raise black
         made = [_made(video.clip, one) for video, one in zip(videos, said, strict=True)]
         for video, one in zip(videos, made, strict=True):
             if video.key is not None and one.failure is None:
@@ -175,16 +175,27 @@ class CaptionMaker(Closeable):
     def _said(
         self, captioner: Captioner, clips: Sequence[npt.NDArray[np.uint8]]
     ) -> list[Caption | MemcliError]:
+        failure: MemcliError
         try:
             found = captioner.caption(clips, batch_size=self.batch_size)
-        except _EndedError:
+            return [_no_number() if one.broken else one for one in found]
+        except RunEndedError:
             raise
         except (EngineError, ModelError) as error:
-            if len(clips) == 1:
-                return [error]
-            half = len(clips) // 2
-            return self._said(captioner, clips[:half]) + self._said(captioner, clips[half:])
-        return [_no_number() if one.broken else one for one in found]
+            failure = error
+        except MemoryError:
+            failure = EngineError("there is not enough memory")
+        failure.__traceback__ = failure.__context__ = failure.__cause__ = None  # they hold a batch
+        if len(clips) == 1:
+            return [failure]
+        half = len(clips) // 2
+        return self._said(captioner, clips[:half]) + self._said(captioner, clips[half:])
+
+    def _black(self) -> npt.NDArray[np.uint8]:
+        """The smallest clip that the captioner is made for."""
+        import numpy as np
+
+        return np.zeros((self.bundle.frames, *self._prep.frame_shape()), np.uint8)
 
     def close(self) -> None:
         """Free the captioner."""
@@ -205,15 +216,14 @@ class CaptionMaker(Closeable):
         if self._captioner is None:
             from memcli.captioning.bundle import check_files
             from memcli.captioning.captioner import Captioner
+            from memcli.captioning.sessions import CaptionerSessions
 
             check_files(self.bundle)
             rules = self.bundle.images
             if not rules.splitting:  # frames come in the size that the tower takes
                 rules = replace(rules, longest=None)
             bundle = replace(self.bundle, images=rules)
-            sessions = _stoppable_sessions(
-                bundle, self.device, self._threads, lambda: self._cancelled()
-            )
+            sessions = CaptionerSessions(bundle, self.device, self._threads)
             self._captioner = Captioner(bundle, sessions)
         return self._captioner
 
@@ -256,35 +266,8 @@ def _plain(text: str) -> str:
     return "".join(one for one in " ".join(text.split()) if one.isprintable()).strip()
 
 
-def _stoppable_sessions(
-    bundle: CaptionerBundle, device: str, threads: int | None, cancelled: Callable[[], bool]
-) -> Any:
-    """Sessions that end with the run: a batch takes minutes on a CPU, a step of it much less."""
-    from memcli.captioning.sessions import CaptionerSessions
-
-    class Stoppable(CaptionerSessions):
-        def run_bound(self, name: str, binding: Any) -> None:
-            _check(cancelled)
-            super().run_bound(name, binding)
-
-        def image_features(self, images: Any) -> Any:
-            _check(cancelled)
-            return super().image_features(images)
-
-    return Stoppable(bundle, device, threads)
-
-
-class _EndedError(EngineError):
-    """The run was ended: nothing is to be tried again."""
-
-
 def _no_number() -> EngineError:
     return EngineError("it computes numbers that are none (NaN or infinite)")
-
-
-def _check(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise _EndedError("the run was ended while captions were made")
 
 
 def open_maker(

@@ -37,7 +37,11 @@ def frames_of(maker: CaptionMaker, folder: Path, count: int) -> list[Any]:
 
 
 def failing(
-    monkeypatch: pytest.MonkeyPatch, bad: set[int], *, broken: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    bad: set[int],
+    *,
+    broken: bool = False,
+    error: type[Exception] = EngineError,
 ) -> list[list[int]]:
     """The captioner fails on batches with a bad video. Returns what it is asked for."""
     asked: list[list[int]] = []
@@ -50,21 +54,32 @@ def failing(
             pairs = zip(said, asked[-1], strict=True)
             return [replace(one, broken=number in bad) for one, number in pairs]
         if bad & set(asked[-1]):
-            raise EngineError("Failed to allocate memory")
+            raise error("Failed to allocate memory")
         return said
 
     monkeypatch.setattr(Captioner, "caption", caption_or_fail)
     return asked
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    ("broken", "error", "reason"),
+    [
+        (False, EngineError, "Failed to allocate memory"),
+        (False, MemoryError, "there is not enough memory"),
+        (True, EngineError, "computes numbers that are none"),
+    ],
+)
 def test_one_video_that_fails_does_not_end_the_others(
-    memcli_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+    memcli_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: bool,
+    error: type[Exception],
+    reason: str,
 ) -> None:
-    asked = failing(monkeypatch, {3}, broken=broken)
+    asked = failing(monkeypatch, {3}, broken=broken, error=error)
     with CaptionMaker(install_captioner(memcli_home), device="cpu", threads=1) as maker:
         made = maker.make(frames_of(maker, tmp_path, 5), lambda: False)
-    reason = "computes numbers that are none" if broken else "Failed to allocate memory"
     assert [one.failure is None for one in made] == [True, True, False, True, True]
     assert reason in (made[2].problem or "")
     assert asked[1:] == ([] if broken else [[1, 2], [3, 4, 5], [3], [4, 5]])
@@ -91,6 +106,26 @@ def test_a_captioner_that_computes_nothing_ends_the_run(
         with pytest.raises(EngineError, match="Failed to allocate"):
             maker.make(frames, lambda: False)
     assert asked == [[1, 2], [1], [2], [0]]
+
+
+def test_a_video_too_large_for_memory_does_not_end_the_run(
+    memcli_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Black frames are as small as the captioner takes: a large video is not all there is."""
+    bundle = install_captioner(memcli_home)
+    caption = Captioner.caption
+    side = bundle.images.side
+
+    def caption_or_fail(self: Captioner, clips: Sequence[Any], **options: Any) -> Any:
+        if any(clip.shape[1] > side for clip in clips):
+            raise MemoryError("Unable to allocate 8 GiB")
+        return caption(self, clips, **options)
+
+    monkeypatch.setattr(Captioner, "caption", caption_or_fail)
+    images = replace(bundle.images, splitting=True, longest=None)
+    with CaptionMaker(replace(bundle, images=images), device="cpu", threads=1) as maker:
+        (made,) = maker.make(frames_of(maker, tmp_path, 1), lambda: False)
+    assert made.problem == "the captioner failed: there is not enough memory"
 
 
 def test_batches_are_as_large_as_asked_for(

@@ -152,27 +152,6 @@ def test_tokens_are_those_of_generate_without_torch(
     assert len(lengths) > 6
 
 
-def test_batches_are_bounded_by_their_prompts(
-    made: dict[str, tuple[Path, CaptionerBundle]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from memcli.captioning import captioner as module
-
-    _, bundle = made["grouped"]
-    clips = random_clips(1)
-    with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
-        sizes: list[int] = []
-        answer = captioner._answer
-        monkeypatch.setattr(
-            captioner, "_answer", lambda prompts: (sizes.append(len(prompts)), answer(prompts))[1]
-        )
-        whole = captioner.caption(clips)
-        few = captioner.caption(clips, batch_size=2)
-        monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 1)
-        single = captioner.caption(clips)
-    assert whole == few == single
-    assert sizes == [6, 2, 2, 2, *[1] * 6]
-
-
 def test_text_is_that_of_the_tokens_and_long_ones_are_marked(
     made: dict[str, tuple[Path, CaptionerBundle]],
 ) -> None:

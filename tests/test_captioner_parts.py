@@ -152,7 +152,7 @@ def test_a_sentence_that_a_cut_text_says_twice_is_a_loop() -> None:
         ([[*range(1, 9), *range(1, 9), 49]], GenerationRules(16, (49,)), False),  # short
         ([[*sentence, *sentence, 49]], GenerationRules(64, (49,)), False),  # it ended by itself
     ):
-        (found,) = generate(_Script(texts), np.zeros((1, 2, 3)), np.ones((1, 2), np.int64), rules)
+        (found,) = generate(_Script(texts), np.zeros((1, 2, 3)), rules)
         assert found.looping == looping
         assert not looping or found.tokens == (13, *sentence)
 
@@ -211,7 +211,7 @@ class _Script:
         self.rows = list(range(len(texts)))
         self.sizes: list[int] = []
 
-    def start(self, embeddings: Any, mask: Any, new_tokens: int) -> Any:
+    def start(self, embeddings: Any) -> Any:
         return self._logits()
 
     def step(self, ids: Any) -> Any:
@@ -239,7 +239,7 @@ def test_each_text_ends_for_itself(keeps: bool) -> None:
     texts = [[1, 2, 49], [3, 49], [4, *range(5, 15)], [49], [7] * 20, [8, 9, 49]]
     script = _Script(texts, keeps)
     rules = GenerationRules(16, (49, 48))
-    found = generate(script, np.zeros((6, 2, 3)), np.ones((6, 2), np.int64), rules)
+    found = generate(script, np.zeros((6, 2, 3)), rules)
     assert found[:2] == [Generated((1, 2), False, False), Generated((3,), False, False)]
     assert found[2] == Generated((4, *range(5, 15), *[0] * 5), False, True)
     assert found[3] == Generated((), False, False)
@@ -259,7 +259,7 @@ def test_numbers_that_are_none_end_their_own_text(wrong: float) -> None:
 
     script = Broken([[1, 2, 49], [3, 4, 49], [5, 6, 7, 49]])
     rules = GenerationRules(8, (49,))
-    found = generate(script, np.zeros((3, 2, 3)), np.ones((3, 2), np.int64), rules)
+    found = generate(script, np.zeros((3, 2, 3)), rules)
     assert found == [
         Generated((1, 2), False, False),
         Generated((3,), False, False, broken=True),

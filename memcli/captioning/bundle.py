@@ -28,7 +28,7 @@ from memcli.text import printable
 from memcli.typed import parsed
 
 SCHEMA = 1
-CAPTION_VERSION = 2
+CAPTION_VERSION = 3
 """Goes up with any change of memcli's own that may change a caption: how frames are prepared, how
 tokens are chosen, what counts as repetition."""
 MANIFEST = "captioner.json"

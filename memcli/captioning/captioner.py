@@ -11,7 +11,8 @@ in the bundle's manifest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memcli.captioning.bundle import CaptionerBundle, captioners_dir, read_captioner
-from memcli.captioning.generate import Floats, Generated, Integers, generate
+from memcli.captioning.generate import Floats, Generated, generate
 from memcli.captioning.images import Tiles, prepare_clip, tiles_of
 from memcli.captioning.prompt import PromptTokenizer
 from memcli.captioning.sessions import CaptionerSessions
@@ -28,8 +29,6 @@ from memcli.errors import ModelError
 from memcli.text import decodable
 
 BATCH = 16
-_TOKENS_AT_ONCE = 16_384
-"""Prompt tokens of a batch, padding included: its attention needs memory for each."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,13 @@ class Captioner(Closeable):
 
     def __init__(self, bundle: CaptionerBundle, sessions: CaptionerSessions):
         self.bundle = bundle
+        """Takes the sessions over: where the tokenizer fails, they are closed."""
         self._sessions = sessions
-        self._tokenizer = PromptTokenizer(bundle.folder / "tokenizer.json", bundle.prompt)
+        try:
+            self._tokenizer = PromptTokenizer(bundle.folder / "tokenizer.json", bundle.prompt)
+        except BaseException:
+            sessions.close()
+            raise
 
     @classmethod
     def open(
@@ -89,40 +93,62 @@ class Captioner(Closeable):
     ) -> list[Caption]:
         """A caption for each clip, uint8 [T, H, W, 3] in RGB, in their order.
 
-        At most `batch_size` are generated together, fewer where prompts are long. The tokens do
-        not depend on what else is in a batch. Raises ModelError for a clip of another shape,
-        EngineError.
+        At most `batch_size` are generated together, fewer where prompts are long, and only those
+        whose prompts have the same length: on a CPU the tokens then do not depend on what else is
+        in a batch. Raises ModelError for a clip of another shape, EngineError.
         """
-        captions: list[Caption] = []
-        batch: list[_Prompt] = []
-        for prompt in map(self._read, clips):
-            longest = max(len(one.ids) for one in (*batch, prompt))
-            full = len(batch) == batch_size or longest * (len(batch) + 1) > _TOKENS_AT_ONCE
-            if batch and full:
-                captions += self._answer(batch)
-                batch = []
-            batch.append(prompt)
-        return captions + self._answer(batch)
+        captions: dict[int, Caption] = {}
+        for places, prompts in self._batches(clips, batch_size):
+            captions.update(zip(places, self._answer(prompts), strict=True))
+        return [captions[place] for place in range(len(clips))]
+
+    def _batches(
+        self, clips: Sequence[npt.NDArray[np.uint8]], most: int
+    ) -> Iterator[tuple[list[int], list[_Prompt]]]:
+        """Places in `clips` and their prompts, of one length each time."""
+        waiting: dict[int, dict[int, _Prompt]] = {}
+        for place, clip in enumerate(clips):
+            prompt = self._read(clip)
+            length = len(prompt.ids)
+            batch = waiting.setdefault(length, {})
+            batch[place] = prompt
+            together = self._sessions.together(length, prompt.features.shape[-1])
+            if len(batch) >= min(most, together):
+                del waiting[length]
+                yield list(batch), list(batch.values())
+        for batch in waiting.values():
+            yield list(batch), list(batch.values())
+
+    def stoppable(self, cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+        """What is captioned within it ends soon after `cancelled()` is true: RunEndedError.
+
+        `cancelled` is asked from another thread, too.
+        """
+        return self._sessions.stoppable(cancelled)
 
     def follow(
         self, clips: Sequence[npt.NDArray[np.uint8]], texts: Sequence[Sequence[int]]
     ) -> list[list[int]]:
-        """What the captioner would say next after every part of given texts, all in one batch.
+        """What the captioner would say next after every part of given texts, in batches.
 
         Of each text one id per token: the choice after what stands before it. This compares
         captioners without one difference changing all that follows.
         """
-        ids, mask = self._padded(prompts := [self._read(clip) for clip in clips])
-        decoder = self._sessions.decoder()
-        longest = max(len(text) for text in texts)
-        logits = decoder.start(self._embedded(prompts, ids, mask), mask, longest)
-        chosen = [np.argmax(logits, axis=-1)]
-        for place in range(longest - 1):
-            given = [text[place] if place < len(text) else 0 for text in texts]
-            logits = decoder.step(np.array(given, np.int64))
-            chosen.append(np.argmax(logits, axis=-1))
-        columns = np.stack(chosen, axis=1)
-        return [columns[row, : len(text)].tolist() for row, text in enumerate(texts)]
+        found: dict[int, list[int]] = {}
+        for places, prompts in self._batches(clips, len(clips)):
+            given = [texts[place] for place in places]
+            decoder = self._sessions.decoder()
+            logits = decoder.start(self._embedded(prompts))
+            chosen = [np.argmax(logits, axis=-1)]
+            longest = max(map(len, given))
+            for number in range(longest - 1):
+                said = [text[number] if number < len(text) else 0 for text in given]
+                logits = decoder.step(np.array(said, np.int64))
+                chosen.append(np.argmax(logits, axis=-1))
+            columns = np.stack(chosen, axis=1)
+            rows = (columns[row, : len(text)].tolist() for row, text in enumerate(given))
+            found.update(zip(places, rows, strict=True))
+        return [found[place] for place in range(len(clips))]
 
     def prompt_ids(self, tiles: Sequence[Tiles]) -> list[int]:
         """Token ids of the prompt for frames that are cut like this."""
@@ -139,34 +165,29 @@ class Captioner(Closeable):
     def _read(self, clip: npt.NDArray[np.uint8]) -> _Prompt:
         if clip.ndim != 4 or clip.shape[3] != 3 or clip.dtype != np.uint8 or 0 in clip.shape:
             raise ModelError(f"a clip is uint8 [T, H, W, 3], not {clip.dtype} {clip.shape}")
-        images, tiles = prepare_clip(clip, self.bundle.images)
+        rules = self.bundle.images
+        at_once = 1 if rules.splitting else len(clip)  # with tiles a frame is many images
+        parts: list[Floats] = []
+        for start in range(0, len(clip), at_once):
+            self._sessions.check()
+            images, tiles = prepare_clip(clip[start : start + at_once], rules)
+            parts.append(self._sessions.image_features(images))
+        features = np.concatenate(parts)
         ids = self._tokenizer.encode([tiles] * len(clip))
-        features = self._sessions.image_features(images)
+        if not ids:
+            raise ModelError("its tokenizer makes no tokens", where=str(self.bundle.folder))
         return _Prompt(ids, features.reshape(-1, features.shape[-1]))
 
     def _answer(self, prompts: Sequence[_Prompt]) -> list[Caption]:
-        return [self._caption(one) for one in self._generate(prompts)] if prompts else []
+        embedded = self._embedded(prompts)
+        generated = generate(self._sessions.decoder(), embedded, self.bundle.generation)
+        return [self._caption(one) for one in generated]
 
-    def _generate(self, prompts: Sequence[_Prompt]) -> list[Generated]:
-        ids, mask = self._padded(prompts)
-        embedded = self._embedded(prompts, ids, mask)
-        return generate(self._sessions.decoder(), embedded, mask, self.bundle.generation)
-
-    @staticmethod
-    def _padded(prompts: Sequence[_Prompt]) -> tuple[Integers, Integers]:
-        """Ids and mask [B, L], padded on the left to the longest."""
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids: Integers = np.zeros((len(prompts), longest), np.int64)
-        mask: Integers = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt.ids) :] = prompt.ids
-            mask[row, longest - len(prompt.ids) :] = 1
-        return ids, mask
-
-    def _embedded(self, prompts: Sequence[_Prompt], ids: Integers, mask: Integers) -> Floats:
+    def _embedded(self, prompts: Sequence[_Prompt]) -> Floats:
         """float32 [B, L, D]: the tokens' embeddings, features in place of image tokens."""
+        ids = np.array([prompt.ids for prompt in prompts], np.int64)
         embeddings = self._sessions.embeddings(ids)
-        images = (ids == self._tokenizer.image_id) & (mask == 1)
+        images = ids == self._tokenizer.image_id
         features = np.concatenate([prompt.features for prompt in prompts])
         if embeddings.shape[-1] != features.shape[-1]:
             raise ModelError(

@@ -1,10 +1,9 @@
 """Greedy generation for a batch: what to take next, when a text ends, and what it is.
 
 The loop knows nothing of a runtime: a `Decoder` computes, holds the keys and values of what was
-read, and forgets texts that have ended. Texts of different lengths are padded on the left. Every
-choice depends on a text's own logits only, so a batch gives the tokens that one by one gives, as
-long as the runtime's sums of another batch size do not turn over two logits that are all but
-equal.
+read, and forgets texts that have ended. The prompts of a batch have one length: padding would
+change the order in which attention sums, int8 would round some of these sums otherwise, and a
+caption would depend on what else is in its batch. Every choice depends on a text's own logits only.
 """
 
 from __future__ import annotations
@@ -64,9 +63,8 @@ class Generated:
 class Decoder(Protocol):
     """Reads embeddings and token ids; gives logits float32 [B, vocabulary] of what comes next."""
 
-    def start(self, embeddings: Floats, mask: Integers, new_tokens: int) -> Floats:
-        """Read the prompts: [B, L, D] and [B, L], padded on the left, 1 where a token is. At most
-        `new_tokens` steps follow."""
+    def start(self, embeddings: Floats) -> Floats:
+        """Read the prompts, [B, L, D]."""
         ...
 
     def step(self, ids: Integers) -> Floats:
@@ -78,9 +76,7 @@ class Decoder(Protocol):
         ...
 
 
-def generate(
-    decoder: Decoder, embeddings: Floats, mask: Integers, rules: GenerationRules
-) -> list[Generated]:
+def generate(decoder: Decoder, embeddings: Floats, rules: GenerationRules) -> list[Generated]:
     """The texts that follow the prompts, in their order.
 
     A text whose logits are no numbers ends there, the others go on. Raises what the decoder raises.
@@ -88,7 +84,7 @@ def generate(
     texts: list[list[int]] = [[] for _ in embeddings]
     ended: list[Generated | None] = [None] * len(texts)
     rows = np.arange(len(texts))
-    logits = decoder.start(embeddings, mask, rules.max_new_tokens)
+    logits = decoder.start(embeddings)
     while True:
         ids, sound = _choose(logits)
         for place, row in enumerate(rows):

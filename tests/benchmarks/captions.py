@@ -89,8 +89,8 @@ class _Timed:
         self._decoder = decoder
         self.times = [time.perf_counter()]
 
-    def start(self, embeddings: Any, mask: Any, new_tokens: int) -> Any:
-        return self._noted(self._decoder.start(embeddings, mask, new_tokens))
+    def start(self, embeddings: Any) -> Any:
+        return self._noted(self._decoder.start(embeddings))
 
     def step(self, ids: Any) -> Any:
         return self._noted(self._decoder.step(ids))
@@ -120,9 +120,8 @@ def _generation(captioner: Captioner, clip: Any, options: argparse.Namespace) ->
     rules = GenerationRules(options.tokens, (), loop_ngram=0)
     for count in (1, options.videos):
         prompts = [prompt] * count
-        ids, mask = captioner._padded(prompts)
         decoder = _Timed(captioner._sessions.decoder())
-        generate(decoder, captioner._embedded(prompts, ids, mask), mask, rules)
+        generate(decoder, captioner._embedded(prompts), rules)
         found[f"prompts_s_of_{count}"] = decoder.times[1] - decoder.times[0]
         found[f"step_ms_of_{count}"] = _step_ms(decoder.times)
     steps = found["step_ms_of_1"] * options.videos / found[f"step_ms_of_{options.videos}"]

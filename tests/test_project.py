@@ -51,6 +51,16 @@ def test_every_package_is_listed() -> None:
     assert listed == found
 
 
+def test_every_runtime_that_is_allowed_computes_int8_captioners() -> None:
+    """ONNX Runtime before 1.23 has no MatMulNBits of 8 bits."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    runtimes = [one for one in extras["cpu"] + extras["gpu"] if one.startswith("onnxruntime")]
+    assert len(runtimes) == 2
+    for one in runtimes:
+        oldest = one.partition(">=")[2].partition(";")[0]
+        assert tuple(map(int, oldest.split("."))) >= (1, 23)
+
+
 def test_links_make_the_checkout_look_like_the_installed_package() -> None:
     for package, folder in FOLDERS.items():
         link = ROOT / package.replace(".", "/")

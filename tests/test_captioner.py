@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memcli.captioning.bundle import CaptionerBundle, read_captioner
+from memcli.captioning.bundle import (
+    CaptionerBundle,
+    captioners_dir,
+    hash_files,
+    read_captioner,
+    write_manifest,
+)
 from memcli.captioning.captioner import Captioner
+from memcli.captioning.images import tiles_of
+from memcli.captioning.prompt import PromptTokenizer
 from memcli.captioning.sessions import CaptionerSessions
-from memcli.errors import ModelError
+from memcli.errors import ExitCode, ModelError
 from tests.tiny_smolvlm import SHAPES, Shape, make_smolvlm, processor_of
 
 pytest.importorskip("torch")
@@ -37,7 +46,6 @@ class Block:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Block())
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from memcli.captioning.bundle import read_captioner
@@ -45,15 +53,14 @@ from memcli.captioning.captioner import Captioner
 from memcli.captioning.sessions import CaptionerSessions
 
 found = {}
-for folder in map(Path, sys.argv[2:]):
-    bundle = read_captioner(folder)
-    bundle = replace(bundle, generation=replace(bundle.generation, loop_ngram=0))
-    arrays = np.load(sys.argv[1])
+for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    bundle = read_captioner(Path(folder))
+    arrays = np.load(file)
     clips = [arrays[name] for name in arrays.files]
     with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
         together = captioner.caption(clips)
         alone = [captioner.caption([clip])[0] for clip in clips]
-    found[folder.name] = [[list(one.tokens) for one in many] for many in (together, alone)]
+    found[folder] = [[list(one.tokens) for one in many] for many in (together, alone)]
 assert not {"torch", "transformers", "PIL", "jinja2"} & set(sys.modules)
 print(json.dumps(found))
 """
@@ -90,9 +97,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Capt
     return found
 
 
-def original(
-    folder: Path, bundle: CaptionerBundle, clips: list[Clip]
-) -> tuple[list[list[int]], list[list[int]]]:
+def asking(folder: Path, bundle: CaptionerBundle, question: str, target: Path) -> CaptionerBundle:
+    """The same captioner with another question, through the export's own prompt; loops go on."""
+    from transformers import AutoTokenizer
+
+    from memcli.export.captioner_prompt import prompt_rules
+
+    own = AutoTokenizer.from_pretrained(str(folder))
+    target.mkdir()
+    for name in bundle.files:
+        (target / name).hardlink_to(bundle.folder / name)
+    other = replace(
+        bundle,
+        folder=target,
+        question=question,
+        prompt=prompt_rules(folder, own, question, bundle.prompt.tokens),
+        generation=replace(bundle.generation, end_loops=False),
+    )
+    write_manifest(other)
+    return other
+
+
+def random_question(random: np.random.Generator) -> str:
+    """Words, digits, signs and letters that the tokenizer splits into bytes."""
+    parts = ["describe", "the", "video", "What", "42", "in", "é", "数", "🐕", "?!", "<x>", "a:"]
+    chosen = random.choice(parts, size=int(random.integers(2, 12)))
+    return "Q " + " ".join(map(str, chosen))
+
+
+def reference(folder: Path, shape: Shape) -> Callable[[str, Clip, Sequence[int]], Any]:
     """Prompt ids of transformers' processor and greedy tokens of its `generate`, to the stop."""
     import torch
     from transformers import AutoModelForImageTextToText
@@ -101,12 +134,11 @@ def original(
         str(folder), torch_dtype=torch.float32
     ).eval()
     processor = processor_of(folder)
-    shape = SHAPES[bundle.folder.name]
     longest = shape.longest_edge if shape.splitting else shape.image
-    prompts, texts = [], []
-    for clip in clips:
+
+    def answer(question: str, clip: Clip, stops: Sequence[int]) -> tuple[list[int], list[int]]:
         content: list[dict[str, Any]] = [{"type": "image", "image": frame} for frame in clip]
-        content.append({"type": "text", "text": bundle.question})
+        content.append({"type": "text", "text": question})
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -118,38 +150,49 @@ def original(
         )
         with torch.inference_mode():
             found = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-        prompts.append(inputs["input_ids"][0].tolist())
-        new = found[0, len(prompts[-1]) :].tolist()
-        stop = next((i for i, one in enumerate(new) if one in bundle.generation.stop), len(new))
-        texts.append(new[:stop])
-    return prompts, texts
+        prompt = inputs["input_ids"][0].tolist()
+        new = found[0, len(prompt) :].tolist()
+        return prompt, new[: next((i for i, one in enumerate(new) if one in stops), len(new))]
+
+    return answer
 
 
 def test_tokens_are_those_of_generate_without_torch(
     made: dict[str, tuple[Path, CaptionerBundle]], tmp_path: Path
 ) -> None:
-    clips = random_clips()
-    np.savez(tmp_path / "clips.npz", *clips)
-    folders = [str(bundle.folder) for _, bundle in made.values()]
-    done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(tmp_path / "clips.npz"), *folders],
-        capture_output=True,
-        text=True,
-    )
+    """20 prompts of random questions in four checkpoints, each with frame sets of its own."""
+    random = np.random.default_rng(5)
+    cases: list[tuple[str, CaptionerBundle, list[Clip]]] = []
+    words: list[str] = []
+    for name, (folder, bundle) in made.items():
+        for number in range(5):
+            target = tmp_path / f"{name}-{number}"
+            asked = asking(folder, bundle, random_question(random), target)
+            clips = random_clips(len(cases))
+            chosen = [clips[number], clips[int(random.integers(len(clips)))]]
+            np.savez(tmp_path / f"{target.name}.npz", *chosen)
+            cases.append((name, asked, chosen))
+            words += [str(target), str(tmp_path / f"{target.name}.npz")]
+    assert len({(name, bundle.question) for name, bundle, _ in cases}) == 20
+    done = subprocess.run([sys.executable, "-c", _RUN, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    lengths = set()
-    for name, (folder, bundle) in made.items():
-        prompts, texts = original(folder, bundle, clips)
-        together, alone = found[name]
-        assert together == texts, name
-        assert alone == texts, name
-        with Captioner(bundle, CaptionerSessions(bundle, threads=1)) as captioner:
-            ours = [captioner.prompt_ids([captioner.tiles(clip)] * len(clip)) for clip in clips]
-        assert ours == prompts, name
-        lengths |= {len(text) for text in texts}
+    answers = {name: reference(folder, SHAPES[name]) for name, (folder, _) in made.items()}
+    lengths, texts = set(), set()
+    for name, bundle, clips in cases:
+        stops = bundle.generation.stop
+        theirs = [answers[name](bundle.question, clip, stops) for clip in clips]
+        wanted = [text for _, text in theirs]
+        assert found[str(bundle.folder)] == [wanted, wanted], (name, bundle.question)
+        own = PromptTokenizer(bundle.folder / "tokenizer.json", bundle.prompt)
+        tiles = [tiles_of(*clip.shape[1:3], bundle.images) for clip in clips]
+        ours = [own.encode([one] * len(clip)) for one, clip in zip(tiles, clips, strict=True)]
+        assert ours == [prompt for prompt, _ in theirs]
+        lengths |= set(map(len, wanted))
+        texts |= set(map(tuple, wanted))
     assert NEW_TOKENS in lengths  # some were cut, and others stopped before
     assert len(lengths) > 6
+    assert len(texts) > 30
 
 
 def test_text_is_that_of_the_tokens_and_long_ones_are_marked(
@@ -209,6 +252,35 @@ def test_wrong_clips_are_refused(made: dict[str, tuple[Path, CaptionerBundle]]) 
         assert captioner.caption([]) == []
 
 
+def test_weights_without_a_hash_are_refused(
+    made: dict[str, tuple[Path, CaptionerBundle]], tmp_path: Path
+) -> None:
+    """Before anything reads them: when it is opened, and when it is installed."""
+    import shutil
+
+    import onnx
+
+    from memcli import app
+
+    _, bundle = made["grouped"]
+    for number, place in enumerate(("other.bin", "../outside.bin", f"{tmp_path}/outside.bin")):
+        folder = tmp_path / str(number) / "captioner"
+        shutil.copytree(bundle.folder, folder)
+        graph = onnx.load(str(folder / "embed.onnx"), load_external_data=False)
+        for tensor in graph.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = place if entry.key == "location" else entry.value
+        onnx.save(graph, str(folder / "embed.onnx"))
+        shutil.move(folder / "embed.bin", folder / place)
+        files = hash_files(folder)
+        files.pop("other.bin", None)
+        write_manifest(replace(bundle, folder=folder, files=files))
+        with pytest.raises(ModelError, match="without a hash"):
+            Captioner.open(folder)
+        assert app.run(["models", "add", str(folder)]) == ExitCode.NOT_USABLE
+        assert not captioners_dir().exists() or not list(captioners_dir().iterdir())
+
+
 def test_damaged_captioners_are_refused(
     made: dict[str, tuple[Path, CaptionerBundle]], tmp_path: Path
 ) -> None:
@@ -227,6 +299,9 @@ def test_damaged_captioners_are_refused(
     manifest = json.loads((folder / "captioner.json").read_text())
     for change in (
         {"schema": 99},
+        {"schema": 1},
+        {"generation": {**manifest["generation"], "end_loops": 8}},
+        {"generation": {**manifest["generation"], "loop_ngram": 8}},
         {"files": {**manifest["files"], "../evil": "0" * 64}},
         {"files": {}},
         {"frames": 0},

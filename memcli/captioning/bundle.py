@@ -22,12 +22,13 @@ from memcli.captioning.generate import GenerationRules
 from memcli.captioning.images import ImageRules
 from memcli.captioning.prompt import PromptRules
 from memcli.engines.files import sha256_file
-from memcli.errors import ModelError
+from memcli.engines.loading import graph_facts
+from memcli.errors import EngineError, ModelError
 from memcli.home import home
 from memcli.text import printable
 from memcli.typed import parsed
 
-SCHEMA = 1
+SCHEMA = 2
 CAPTION_VERSION = 3
 """Goes up with any change of memcli's own that may change a caption: how frames are prepared, how
 tokens are chosen, what counts as repetition."""
@@ -38,7 +39,7 @@ _MAX_MANIFEST_BYTES = 4 << 20
 _MAX_TEXT = 200
 _MAX_QUESTION = 10_000
 _SHOWN = 100
-_REQUIRED = ("vision.onnx", "embed.onnx", "decoder.onnx", TOKENIZER)
+_GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -190,7 +191,7 @@ def _parsed(content: Any, folder: Path, path: Path) -> CaptionerBundle:
     if (
         not _NAME.fullmatch(bundle.name)
         or not all(_is_file(name, value) for name, value in bundle.files.items())
-        or any(name not in bundle.files for name in _REQUIRED)
+        or any(name not in bundle.files for name in (*_GRAPHS, TOKENIZER))
         or not all(len(text) <= _MAX_TEXT and text.isprintable() for text in told)
         or not (len(bundle.question) <= _MAX_QUESTION and bundle.question.isprintable())
         or not 1 <= bundle.frames <= MAX_FRAMES
@@ -205,7 +206,11 @@ def _is_file(name: str, value: str) -> bool:
 
 
 def check_files(bundle: CaptionerBundle) -> None:
-    """Compare every file with its hash. Raises ModelError for one that differs or is missing."""
+    """Compare every file with its hash, before any of them is used.
+
+    Raises ModelError for one that differs or is missing, and for a graph that would read a file
+    that is not among them.
+    """
     for name, expected in bundle.files.items():
         path = bundle.folder / name
         try:
@@ -220,3 +225,18 @@ def check_files(bundle: CaptionerBundle) -> None:
                 where=str(path),
                 next_step="Make the captioner again: memcli export captioner",
             )
+    for name in _GRAPHS:
+        _check_weights(bundle, bundle.folder / name)
+
+
+def _check_weights(bundle: CaptionerBundle, path: Path) -> None:
+    try:
+        others = graph_facts(path).external_files - set(bundle.files)
+    except EngineError as error:
+        raise ModelError(error.what, where=str(path)) from error
+    if others:
+        raise ModelError(
+            f"the graph reads a file without a hash: {printable(min(others)[:_SHOWN])!r}",
+            where=str(path),
+            next_step="Make the captioner again: memcli export captioner",
+        )

@@ -36,11 +36,11 @@ class GenerationRules:
     max_new_tokens: int
     stop: tuple[int, ...]
     """Ids of which any ends the text; it is not part of it."""
-    loop_ngram: int = 8
-    """0: no repetition ends a text; else see `loop_length`."""
+    end_loops: bool = True
+    """Whether repetition ends a text, see `loop_length`."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS or not 0 <= self.loop_ngram <= 64:
+        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
             raise ModelError("unusable rules for generation")
         if not all(0 <= one < MAX_VOCABULARY for one in self.stop):
             raise ModelError("unusable rules for generation: a stop that is no token")
@@ -116,7 +116,7 @@ def _take(text: list[int], token: int, rules: GenerationRules) -> Generated | No
     text.append(token)
     cut = len(text) == rules.max_new_tokens
     repeated = 0
-    if rules.loop_ngram:
+    if rules.end_loops:
         repeated = loop_length(text) or (repetition_at_cut(text) if cut else 0)
     if repeated:
         return Generated(tuple(text[: len(text) - repeated]), True, False)

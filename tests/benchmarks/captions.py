@@ -53,7 +53,7 @@ def main() -> None:
         found = locate_captioner(str(checkpoint))
         export_captioner(found, precision=options.precision, frames=1, target=target, report=print)
     with Captioner.open(target, threads=options.threads, check=False) as captioner:
-        rules = GenerationRules(options.tokens, (), loop_ngram=0)
+        rules = GenerationRules(options.tokens, (), end_loops=False)
         object.__setattr__(captioner.bundle, "generation", rules)
         figures: dict[str, Any] = {"parity": dict(captioner.bundle.parity)}
         clips = [frame_sets(options.frames, seed)[0] for seed in range(options.videos)]
@@ -117,7 +117,7 @@ def _generation(captioner: Captioner, clip: Any, options: argparse.Namespace) ->
         "prompt_tokens": float(len(prompt.ids)),
         "frames_of_one_video_s": time.perf_counter() - start,
     }
-    rules = GenerationRules(options.tokens, (), loop_ngram=0)
+    rules = GenerationRules(options.tokens, (), end_loops=False)
     for count in (1, options.videos):
         prompts = [prompt] * count
         decoder = _Timed(captioner._sessions.decoder())

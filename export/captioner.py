@@ -22,21 +22,23 @@ from memcli.captioning.bundle import (
     write_manifest,
 )
 from memcli.captioning.captioner import Captioner
-from memcli.captioning.images import ImageRules
+from memcli.captioning.images import MAX_SIDE, ImageRules, tiles_of
 from memcli.captioning.prompt import PromptTokenizer
 from memcli.captioning.sessions import CaptionerSessions
 from memcli.engines.files import install, locked, staging
 from memcli.errors import MemcliError, ModelError, OutputError, UsageError
-from memcli.export.captioner_checkpoint import (
-    CaptionerCheckpoint,
-    generation_rules,
-    image_rules,
-    normalisation,
-)
+from memcli.export.captioner_checkpoint import CaptionerCheckpoint
 from memcli.export.captioner_gate import check_images, gate_captioner
 from memcli.export.captioner_graphs import write_captioner_graphs
 from memcli.export.captioner_products import PRODUCTS, VISION_PRODUCTS
 from memcli.export.captioner_prompt import check_prompt, prompt_rules
+from memcli.export.captioner_settings import (
+    check_generation,
+    generation_rules,
+    image_rules,
+    normalisation,
+)
+from memcli.text import printable
 from memcli.train.checkpoints import first_line, read_json
 
 Report = Callable[[str], None]
@@ -78,8 +80,14 @@ def export_captioner(
     mean, std = normalisation(checkpoint.folder)
     report("reading the checkpoint")
     model, tokenizer = _load(checkpoint.folder)
+    check_generation(generation, model.generation_config.to_dict(), str(checkpoint.folder))
     tokens = _tokens_per_image(model, rules.side, checkpoint.folder)
     prompt = prompt_rules(checkpoint.folder, tokenizer, question, tokens)
+    own = PromptTokenizer(checkpoint.folder / TOKENIZER, prompt)
+    _check_image_token(model, own, checkpoint.folder)
+    _check_length(model, own, rules, frames, max_new_tokens, checkpoint.folder)
+    images = check_images(rules, mean, std, _image_processor(checkpoint.folder))
+    prompts = check_prompt(prompt, tokenizer, own)
     try:
         with staging(target, "make") as folder:
             content = folder / "captioner"
@@ -117,15 +125,18 @@ def export_captioner(
                 made_by={one: version(one) for one in ("torch", "transformers", "onnxruntime")},
             )
             report("comparing with transformers")
-            bundle = replace(bundle, parity=_compare(bundle, model, tokenizer, mean, std))
+            with Captioner(bundle, CaptionerSessions(bundle, emulate=True)) as captioner:
+                parity = gate_captioner(model, captioner, mean, std)
+            bundle = replace(bundle, parity={**parity, "prompts": prompts, "images": images})
             write_manifest(bundle)
+            read_captioner(content)
             with locked(target, lambda: report(f"another memcli is changing {name}: waiting")):
                 install(content, target)
     except MemcliError:
         raise  # some are OSErrors too
     except OSError as error:
         raise OutputError(f"cannot write the captioner: {error}", where=str(target)) from error
-    return read_captioner(target)
+    return read_captioner(target, check=False)
 
 
 def captioner_name(repository: str, precision: str) -> str:
@@ -143,12 +154,13 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per file
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
+            model, loaded = transformers.AutoModelForImageTextToText.from_pretrained(
                 str(folder),
                 torch_dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
@@ -157,6 +169,11 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise ModelError(
             f"transformers cannot load the checkpoint: {first_line(error)}", where=str(folder)
         ) from error
+    if loaded["missing_keys"]:  # transformers would draw them by chance
+        raise ModelError(
+            f"the checkpoint lacks weights: {printable(min(loaded['missing_keys']))[:80]}",
+            where=str(folder),
+        )
     return model.eval(), tokenizer
 
 
@@ -175,21 +192,38 @@ def _tokens_per_image(model: Any, side: int, folder: Path) -> int:
     return tokens
 
 
-def _compare(
-    bundle: CaptionerBundle, model: Any, tokenizer: Any, mean: list[float], std: list[float]
-) -> dict[str, Any]:
-    prompts = check_prompt(
-        bundle.prompt, tokenizer, PromptTokenizer(bundle.folder / TOKENIZER, bundle.prompt)
-    )
-    images = check_images(bundle.images, _image_processor(bundle.images))
-    sessions = CaptionerSessions(bundle, emulate=True)
-    with Captioner(bundle, sessions) as captioner:
-        report = gate_captioner(model, captioner, mean, std)
-    return {**report, "prompts": prompts, "images": images}
+def _check_image_token(model: Any, own: PromptTokenizer, folder: Path) -> None:
+    """Raises ModelError if model and tokenizer mean different tokens by an image."""
+    if model.config.image_token_id != own.image_id:
+        raise ModelError(
+            f"the model's token of an image is {model.config.image_token_id} (image_token_id), the"
+            f" tokenizer's {own.image_id}",
+            where=str(folder / "config.json"),
+        )
 
 
-def _image_processor(rules: ImageRules) -> Any:
-    """transformers' image processor that uses Pillow, with these sizes; None without Pillow."""
+def _check_length(
+    model: Any, own: PromptTokenizer, rules: ImageRules, frames: int, new_tokens: int, folder: Path
+) -> None:
+    """Raises ModelError if the longest prompt and its answer are more than the model has positions
+    for: square frames are cut into the most tiles."""
+    longest = rules.longest or MAX_SIDE
+    grid = tiles_of(longest, longest, rules)
+    length = len(own.encode([grid] * frames)) + new_tokens
+    most = model.config.text_config.max_position_embeddings
+    if length > most:
+        tiles = f", each in {grid[0]} x {grid[1]} tiles and whole," if any(grid) else ","
+        raise ModelError(
+            f"{frames} frames{tiles} question and answer are up to {length} tokens; the model has"
+            f" positions for {most} (max_position_embeddings)",
+            where=str(folder / "config.json"),
+            next_step="Export it for fewer frames, or without tiles.",
+        )
+
+
+def _image_processor(folder: Path) -> Any:
+    """transformers' image processor that uses Pillow, as it reads the checkpoint itself; None
+    without Pillow. Raises ModelError if it cannot be made."""
     try:
         import PIL  # noqa: F401
 
@@ -203,15 +237,20 @@ def _image_processor(rules: ImageRules) -> Any:
             )
     except ImportError:
         return None
-    numbers = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
-    return Processor(max_image_size={"longest_edge": rules.side}, resample=numbers[rules.resample])
+    try:
+        return Processor.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise ModelError(
+            f"transformers cannot make its image processor: {first_line(error)}", where=str(folder)
+        ) from error
 
 
 def _licence(folder: Path) -> str:
     """The licence that the model card names."""
     path = folder / "README.md"
     if path.is_file():
-        head = path.read_text(encoding="utf-8", errors="replace")[:20_000]
+        with path.open(encoding="utf-8", errors="replace") as card:
+            head = card.read(20_000)
         found = re.search(r"^license:\s*([\w.+-]{1,60})\s*$", head, re.MULTILINE)
         if found:
             return found[1]

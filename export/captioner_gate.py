@@ -10,13 +10,16 @@ import numpy.typing as npt
 
 from memcli.captioning.captioner import Captioner
 from memcli.captioning.images import ImageRules, prepare_clip, resize
-from memcli.errors import ParityError
+from memcli.errors import ModelError, ParityError
+from memcli.train.checkpoints import first_line
 
 Clip = npt.NDArray[np.uint8]
 _SIZES = ((90, 160), (120, 96), (64, 64))
 _LEAST_AGREEMENT = {"fp32": 1.0, "fp16": 0.9, "int8": 0.85}
 """Share of tokens, given the same text before them, below which nothing is installed."""
 NEW_TOKENS = 32
+_MOST_APART = 0.01
+"""Of pixels from 0 to 255, after normalisation in float32: the pixels themselves are integers."""
 
 
 def frame_sets(frames: int, seed: int = 0) -> list[Clip]:
@@ -39,20 +42,29 @@ def reference_tokens(
     std: Sequence[float],
     new_tokens: int,
 ) -> list[int]:
-    """Greedy tokens of transformers for one clip, with the stop token if there is one."""
+    """Greedy tokens of transformers for one clip, with the stop token if there is one.
+
+    Raises ModelError where transformers fails.
+    """
     import torch
 
     images, tiles = prepare_clip(clip, captioner.bundle.images)
     pixels = (torch.from_numpy(images).float() - torch.tensor(mean)) / torch.tensor(std)
     ids = torch.tensor([captioner.prompt_ids([tiles] * len(clip))])
-    with torch.inference_mode():
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=pixels.permute(0, 3, 1, 2)[None],
-            do_sample=False,
-            max_new_tokens=new_tokens,
-        )
+    try:
+        with torch.inference_mode():
+            found = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels.permute(0, 3, 1, 2)[None],
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                return_dict_in_generate=False,
+            )
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise ModelError(
+            f"transformers cannot caption with this checkpoint: {first_line(error)}"
+        ) from error
     return [int(one) for one in found[0, ids.shape[1] :]]
 
 
@@ -92,26 +104,31 @@ def gate_captioner(
     return report
 
 
-def check_images(rules: ImageRules, processor: Any) -> str:
-    """Compare prepared frames with transformers' image processor; says what was compared.
+def check_images(
+    rules: ImageRules, mean: Sequence[float], std: Sequence[float], processor: Any
+) -> str:
+    """Compare prepared and normalised frames with transformers' image processor of the checkpoint;
+    says what was compared.
 
-    `processor` is None where Pillow is missing. Raises ParityError if a pixel differs.
+    Filter, sizes, mean and deviation are those that `processor` has read from the files itself. It
+    only knows images: what is told it is whether frames are cut and, where they are not, the size
+    that the section for videos gives. `processor` is None where Pillow is missing. Raises
+    ModelError where it fails, ParityError if a pixel differs.
     """
     if processor is None:
         return "not compared: Pillow is not installed"
-    settings = {
-        "do_image_splitting": rules.splitting,
-        "do_resize": rules.longest is not None,
-        "size": {"longest_edge": rules.longest or rules.side},
-        "do_normalize": False,
-        "do_rescale": False,
-        "return_tensors": "np",
-    }
+    settings: dict[str, Any] = {"do_image_splitting": rules.splitting, "return_tensors": "np"}
+    if not rules.splitting:
+        settings["size"] = {"longest_edge": rules.longest or rules.side}
     clips = [one for clip in frame_sets(1) for one in clip]
     for frame in clips:
-        theirs = processor([frame], **settings)["pixel_values"][0].transpose(0, 2, 3, 1)
+        try:
+            theirs = processor([frame], **settings)["pixel_values"][0].transpose(0, 2, 3, 1)
+        except Exception as error:  # transformers raises whatever its parts raise
+            raise ModelError(f"transformers' image processor fails: {first_line(error)}") from error
         ours, _ = prepare_clip(frame[None], rules)
-        if ours.shape != theirs.shape or (ours != theirs).any():
+        back = theirs.astype(np.float64) * np.array(std) + np.array(mean)
+        if ours.shape != back.shape or not np.allclose(ours, back, rtol=0, atol=_MOST_APART):
             raise ParityError(
                 f"a frame of {frame.shape[1]} x {frame.shape[0]} differs from transformers'",
                 next_step="Nothing was installed.",

@@ -76,6 +76,8 @@ def write_captioner_graphs(
 
     def weights(name: str) -> np.ndarray[Any, Any]:
         value: np.ndarray[Any, Any] = state[name].detach().float().numpy()
+        if not np.isfinite(value).all():
+            raise ModelError(f"{name} of the checkpoint holds NaN or infinite numbers")
         return value
 
     names = set(state)

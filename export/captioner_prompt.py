@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from memcli.errors import ModelError, ParityError
 from memcli.train.checkpoints import first_line, read_json
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_CLOCK = "strftime_now"
+"""What transformers gives to templates; they have no other way to the clock."""
 _COUNTS = (1, 2, 3, 8)
 _GRIDS: tuple[Tiles, ...] = ((0, 0), (1, 2), (2, 1), (3, 4))
 
@@ -24,7 +27,10 @@ def chat_template(folder: Path, tokenizer: Any) -> str:
     if path.is_file():
         if path.stat().st_size > _MAX_TEMPLATE_BYTES:
             raise ModelError("is too large for a chat template", where=str(path))
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot be read: {first_line(error)}", where=str(path)) from error
     found: Any = None
     for name in ("chat_template.json", "processor_config.json"):
         if found is None and (folder / name).is_file():
@@ -42,9 +48,16 @@ def prompt_rules(folder: Path, tokenizer: Any, question: str, tokens: int) -> Pr
     """Pieces of the prompt for a question about a video's frames.
 
     `tokenizer` is transformers' tokenizer of the checkpoint; `tokens` the tokens per image. Raises
-    ModelError for a template that fails, or that does not put the same between any two images.
+    ModelError for a template that fails, that asks for the clock or chance, or that does not
+    put the same between any two images.
     """
     template = chat_template(folder, tokenizer)
+    if _CLOCK in template:
+        raise ModelError(
+            f"its chat template may say what day it is ({_CLOCK}): the prompt would be that of the"
+            " day of the export",
+            where=str(folder),
+        )
     image = str(getattr(tokenizer, "image_token", "<image>"))
     if image in question:
         raise ModelError(f"the question may not hold {image}")
@@ -78,6 +91,7 @@ def prompt_rules(folder: Path, tokenizer: Any, question: str, tokens: int) -> Pr
 def _rendered(tokenizer: Any, template: str, question: str, count: int) -> str:
     content: list[dict[str, str]] = [{"type": "image"} for _ in range(count)]
     content.append({"type": "text", "text": question})
+    chance = random.getstate()
     try:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -87,13 +101,15 @@ def _rendered(tokenizer: Any, template: str, question: str, count: int) -> str:
         )
     except Exception as error:  # jinja's errors, and whatever a template raises
         raise ModelError(f"its chat template fails: {first_line(error)}") from error
+    if random.getstate() != chance:
+        raise ModelError("its chat template says something by chance")
     return str(text)
 
 
 def check_prompt(rules: PromptRules, tokenizer: Any, own: PromptTokenizer) -> int:
     """Compare prompts and their ids with transformers, for several grids; says how many.
 
-    Raises ParityError with the first that differs.
+    Raises ParityError with the first that differs, ModelError where transformers fails.
     """
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -108,7 +124,10 @@ def check_prompt(rules: PromptRules, tokenizer: Any, own: PromptTokenizer) -> in
                 global_image_token=rules.whole,
             )
             text = rules.prefix + rules.separator.join([expanded] * count) + rules.suffix
-            ids = list(tokenizer(text, add_special_tokens=rules.add_special)["input_ids"])
+            try:
+                ids = list(tokenizer(text, add_special_tokens=rules.add_special)["input_ids"])
+            except Exception as error:  # transformers raises whatever its parts raise
+                raise ModelError(f"its tokenizer fails: {first_line(error)}") from error
             if text != prompt_text(rules, [grid] * count) or ids != own.encode([grid] * count):
                 raise ParityError(
                     f"the prompt for {count} images in {grid} tiles is not that of transformers",

@@ -17,6 +17,7 @@ from memcli.captioning.images import ImageRules, prepare_clip, resize, tiles_of
 from memcli.errors import ModelError, UsageError
 from tests.tiny_smolvlm import IMAGE, IMAGE_TOKENS, TEMPLATES, Shape, put_template, tokenizer
 
+NAN, INF = float("nan"), float("inf")
 FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
@@ -41,15 +42,19 @@ def test_pixels_are_pillows(name: str, sizes: tuple[int, int, int, int], seed: i
 @pytest.mark.parametrize(
     ("height", "width"), [(20, 30), (64, 64), (36, 100), (90, 160), (100, 80), (33, 31), (7, 200)]
 )
-def test_frames_are_those_of_the_image_processor(splitting: bool, height: int, width: int) -> None:
+def test_frames_are_those_of_the_image_processor(
+    splitting: bool, height: int, width: int, tmp_path: Path
+) -> None:
     pytest.importorskip("PIL")
     pytest.importorskip("transformers")
     from memcli.export.captioner import _image_processor
+    from tests.tiny_smolvlm import _write_settings
 
+    _write_settings(tmp_path, Shape())
     rules = ImageRules(IMAGE, 2 * IMAGE, splitting, "lanczos")
     random = np.random.default_rng(height)
     clip = random.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-    theirs = _image_processor(rules)(
+    theirs = _image_processor(tmp_path)(
         [list(clip)],
         size={"longest_edge": rules.longest},
         do_image_splitting=splitting,
@@ -117,7 +122,17 @@ def test_templates_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
         put_template(tmp_path, template)
         with pytest.raises(ModelError, match=words):
             prompt_rules(tmp_path, own, "What is it?", 4)
-    put_template(tmp_path, TEMPLATES["smolvlm"])
+    plain = TEMPLATES["smolvlm"]
+    for changing, words in (
+        ("{{ strftime_now('%Y') }}", "what day it is"),
+        ("{% macro day() %}{{ strftime_now('%Y') }}{% endmacro %}{{ day() }}", "what day it is"),
+        ("{{ ['a', 'a'] | random }}", "by chance"),
+        ("{{ lipsum(1) }}", "by chance"),
+    ):
+        put_template(tmp_path, changing + plain)
+        with pytest.raises(ModelError, match=words):
+            prompt_rules(tmp_path, own, "What is it?", 4)
+    put_template(tmp_path, plain)
     with pytest.raises(ModelError, match="<image>"):
         prompt_rules(tmp_path, own, "What is <image>?", 4)
 
@@ -148,7 +163,7 @@ def test_a_sentence_that_a_cut_text_says_twice_is_a_loop() -> None:
     for texts, rules, looping in (
         ([[13, *both]], GenerationRules(25, (49,)), True),
         ([[13, *both]], GenerationRules(26, (49,)), False),  # the second has begun to differ
-        ([[*both]], GenerationRules(24, (49,), loop_ngram=0), False),
+        ([[*both]], GenerationRules(24, (49,), end_loops=False), False),
         ([[*range(1, 9), *range(1, 9), 49]], GenerationRules(16, (49,)), False),  # short
         ([[*sentence, *sentence, 49]], GenerationRules(64, (49,)), False),  # it ended by itself
     ):
@@ -289,9 +304,106 @@ def test_sizes_are_fixed_commits_of_the_hub(size: str, monkeypatch: pytest.Monke
     assert f"https://huggingface.co/{repository}/tree/{revision}" in str(error.value.next_step)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"rescale_factor": one} for one in ("x", None, [1], 0, 1e-400, NAN, INF, 10**400, True)),
+        *(
+            {"image_mean": one}
+            for one in (NAN, [NAN] * 3, [0.5] * 2, "555", [10**400] * 3, [True] * 3)
+        ),
+        *({"image_std": one} for one in ([INF] * 3, [0, 1, 1], [1e-300] * 3, None)),
+        *({name: "false"} for name in ("do_rescale", "do_normalize", "do_resize")),
+        *({"resample": one} for one in ([1], True, 0, None)),
+        {"max_image_size": {"longest_edge": True}},
+        {"video_sampling": [1]},
+    ],
+)
+def test_hostile_settings_of_images_are_model_errors(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from memcli.export.captioner_settings import image_rules, normalisation
+    from tests.tiny_smolvlm import _change, _write_settings
+
+    _write_settings(tmp_path, Shape())
+    assert normalisation(tmp_path) == ([127.5] * 3, [127.5] * 3)
+    assert image_rules(tmp_path).side == IMAGE
+    _change(tmp_path / "preprocessor_config.json", **changes)
+    with pytest.raises(ModelError, match="preprocessor_config"):
+        _ = image_rules(tmp_path), normalisation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"eos_token_id": one} for one in (True, "2", [2, None], [], [2.0], {})),
+        {"stop_strings": ["."]},
+        {"exponential_decay_length_penalty": [5, 1.1]},
+        {"watermarking_config": {"seeding_scheme": "lefthash"}},
+        {"dola_layers": "high"},
+        {"remove_invalid_values": True},
+        {"max_time": 1.0},
+    ],
+)
+def test_settings_of_generation_that_cannot_be_kept(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from memcli.export.captioner_settings import check_generation, generation_rules
+
+    path = tmp_path / "generation_config.json"
+    usual: dict[str, Any] = {"eos_token_id": [2, 3], "repetition_penalty": 1.0, "stop_strings": []}
+    path.write_text(json.dumps(usual))
+    rules = generation_rules(tmp_path, 8)
+    check_generation(rules, usual, "here")
+    path.write_text(json.dumps(usual | changes))
+    with pytest.raises(ModelError, match="generation_config"):
+        generation_rules(tmp_path, 8)
+    with pytest.raises(ModelError, match="here"):
+        check_generation(rules, usual | changes, "here")
+
+
+def test_files_that_are_no_json_or_text_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from memcli.export.captioner_checkpoint import locate_captioner
+    from memcli.export.captioner_prompt import chat_template
+    from memcli.export.captioner_settings import generation_rules
+
+    for name in ("preprocessor_config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for text in ([1], "llama", True):
+        config = {"model_type": "smolvlm", "text_config": text}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match="text_config is"):
+            locate_captioner(str(tmp_path))
+        with pytest.raises(ModelError, match="text_config is"):
+            generation_rules(tmp_path, 8)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: cannot be read"):
+        chat_template(tmp_path, None)
+
+
+def test_what_to_copy_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    import huggingface_hub
+
+    from memcli.export.captioner_checkpoint import _SETTINGS, locate_captioner
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/data/hf/hub")
+    monkeypatch.setenv("HF_HOME", "/data/hf")
+    with pytest.raises(ModelError) as error:
+        locate_captioner("nobody/nothing", offline=True)
+    said = str(error.value.next_step)
+    assert "cache to /data/hf/hub\n" in said
+    for name in (*_SETTINGS, "README.md", "model.safetensors", "model.safetensors.index.json"):
+        assert name in said
+
+
 def test_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from memcli.export.captioner_checkpoint import generation_rules, image_rules, locate_captioner
+    from memcli.export.captioner_checkpoint import locate_captioner
+    from memcli.export.captioner_settings import generation_rules, image_rules
 
     with pytest.raises(UsageError, match="neither"):
         locate_captioner("../nothing/here")

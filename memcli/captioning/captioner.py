@@ -25,7 +25,7 @@ from memcli.captioning.images import Tiles, prepare_clip, tiles_of
 from memcli.captioning.prompt import PromptTokenizer
 from memcli.captioning.sessions import CaptionerSessions
 from memcli.closing import Closeable
-from memcli.errors import ModelError
+from memcli.errors import ModelError, ParityError
 from memcli.text import decodable
 
 BATCH = 16
@@ -132,19 +132,20 @@ class Captioner(Closeable):
         """What the captioner would say next after every part of given texts, in batches.
 
         Of each text one id per token: the choice after what stands before it. This compares
-        captioners without one difference changing all that follows.
+        captioners without one difference changing all that follows. Raises ParityError where it
+        computes NaN or infinite numbers: the choice would be one all the same.
         """
         found: dict[int, list[int]] = {}
         for places, prompts in self._batches(clips, len(clips)):
             given = [texts[place] for place in places]
             decoder = self._sessions.decoder()
             logits = decoder.start(self._embedded(prompts))
-            chosen = [np.argmax(logits, axis=-1)]
+            chosen = [_chosen(logits)]
             longest = max(map(len, given))
             for number in range(longest - 1):
                 said = [text[number] if number < len(text) else 0 for text in given]
                 logits = decoder.step(np.array(said, np.int64))
-                chosen.append(np.argmax(logits, axis=-1))
+                chosen.append(_chosen(logits))
             columns = np.stack(chosen, axis=1)
             rows = (columns[row, : len(text)].tolist() for row, text in enumerate(given))
             found.update(zip(places, rows, strict=True))
@@ -204,3 +205,10 @@ class Captioner(Closeable):
     def _caption(self, generated: Generated) -> Caption:
         text = decodable(self._tokenizer.decode(generated.tokens))
         return Caption(text, generated.tokens, generated.looping, generated.cut, generated.broken)
+
+
+def _chosen(logits: Floats) -> Integers:
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise ParityError("the captioner computes numbers that are none (NaN or infinite)")
+    chosen: Integers = np.argmax(logits, axis=-1)
+    return chosen

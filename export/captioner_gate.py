@@ -71,7 +71,7 @@ def reference_tokens(
 def gate_captioner(
     model: Any, captioner: Captioner, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """Compare the tokens on several frame sets, all in one batch; the report for the manifest.
+    """Compare the tokens on several frame sets, in batches; the report for the manifest.
 
     In fp32 every token must be that of transformers. In other precisions each token is compared
     given the same text before it. Raises ParityError with the figures otherwise; then nothing is

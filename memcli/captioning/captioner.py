@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memcli.captioning.bundle import CaptionerBundle, captioners_dir, read_captioner
-from memcli.captioning.generate import Floats, Generated, generate
+from memcli.captioning.generate import Floats, Generated, Integers, generate
 from memcli.captioning.images import Tiles, prepare_clip, tiles_of
 from memcli.captioning.prompt import PromptTokenizer
 from memcli.captioning.sessions import CaptionerSessions

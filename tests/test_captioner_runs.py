@@ -123,7 +123,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> CaptionerBundle:
             target=root / "captioner",
             name="int8",
         )
-    return replace(bundle, generation=replace(bundle.generation, loop_ngram=0))
+    return replace(bundle, generation=replace(bundle.generation, end_loops=False))
 
 
 def test_int8_tokens_do_not_depend_on_the_batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -64,7 +65,7 @@ def test_torn_and_damaged_lines_are_dropped(
         whole = cache.path.read_bytes()
         cache.add(second, CAPTION)
         data = cache.path.read_bytes()
-    kept = data[: len(whole) + cut % (len(data) - len(whole))]
+    kept = data[: len(whole) + cut % (len(data) - len(whole) - 1)]  # more than its end is torn off
     cache.path.write_bytes(kept + rubbish.replace(b"\n", b" "))
     with CaptionCache("a", "exact", folder) as cache:
         cache.add(third, CAPTION)
@@ -128,3 +129,47 @@ def test_what_is_not_to_be_used() -> None:
     assert looping.problem is not None
     assert looping.problem.startswith("the captioner repeated itself: \\x1bab ab")
     assert len(looping.problem) < 130
+
+
+OTHER = replace(KEY, path="/videos/b.mp4")
+
+
+def test_a_folder_deleted_meanwhile_gives_nobodys_caption() -> None:
+    """Another line at the same place is of another video."""
+    with CaptionCache("a", "exact") as ours, CaptionCache("a", "exact") as theirs:
+        ours.add(KEY, CAPTION)
+        assert ours.get(KEY) == CAPTION
+        shutil.rmtree(captions_dir())
+        theirs.add(OTHER, replace(CAPTION, text="a cat"))
+        assert ours.get(KEY) is None
+        assert ours.get(OTHER) == replace(CAPTION, text="a cat")
+        ours.add(KEY, CAPTION)  # to the file that is there now
+        assert theirs.get(KEY) == CAPTION
+        assert ours.problem is None
+    with CaptionCache("a", "exact") as later:
+        assert later.get(KEY) == CAPTION
+        assert later.get(OTHER) is not None
+
+
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_file_written_over_gives_nobodys_caption(longer: bool) -> None:
+    """The same file, with other lines: shorter, or so long that it does not show by its size."""
+    with CaptionCache("a", "exact") as ours, CaptionCache("b", "exact") as source:
+        ours.add(KEY, CAPTION)
+        ours.add(OTHER, CAPTION)
+        assert ours.get(KEY) == ours.get(OTHER) == CAPTION
+        source.add(OTHER, replace(CAPTION, text="a cat"))
+        for number in range(3 if longer else 0):
+            source.add(replace(KEY, path=f"/{number}"), CAPTION)
+        ours.path.write_bytes(source.path.read_bytes())
+        assert ours.get(KEY) is None
+        assert ours.get(OTHER) == replace(CAPTION, text="a cat")
+
+
+def test_captions_go_on_in_a_new_folder() -> None:
+    with CaptionCache("a", "exact") as cache:
+        cache.add(KEY, CAPTION)
+        shutil.rmtree(captions_dir())
+        assert cache.get(KEY) is None
+        cache.add(KEY, CAPTION)
+        assert cache.get(KEY) == CAPTION

@@ -3,19 +3,21 @@
 One file per captioner and sampling, `$MEMCLI_HOME/captions/HASH-SAMPLING.jsonl`, one JSON object a
 line. The hash covers files, prompt, frames and generation settings (`CaptionerBundle.hash`); within
 the file a video is known by path, size and modification time. Several processes may add at once; a
-line that a crash tore or the disk damaged is dropped, and its video captioned again. Lines are
-appended only, so whatever was read stays valid.
+line that a crash tore or the disk damaged is dropped, and its video captioned again. The file may
+be deleted or begun anew at any time: the place of a line is remembered, and its video compared.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from memcli.closing import Closeable
 from memcli.home import home
@@ -23,6 +25,7 @@ from memcli.text import printable
 
 _BLOCK_BYTES = 1 << 20
 _SHOWN = 80
+_TRIES = 8
 
 
 def captions_dir() -> Path:
@@ -78,17 +81,19 @@ class CaptionCache(Closeable):
         self.problem: str | None = None
         """Why captions are not kept, since the first that could not be written."""
         self._lock = threading.Lock()
+        self._stream: BinaryIO | None = None
+        """The file that the places are of. It is held open, so that no other gets its number."""
         self._places: dict[VideoKey, int] = {}
         self._seen = 0
-        self._descriptor: int | None = None
 
     def get(self, key: VideoKey) -> MadeCaption | None:
         """The caption of a video, also if another process has just made it; None without one."""
         with self._lock:
-            if key not in self._places:
-                self._look()
-            place = self._places.get(key)
-            return None if place is None else self._read(place)
+            try:
+                return self._find(key)
+            except (OSError, ValueError):  # a disk that fails
+                self._forget()
+                return None
 
     def add(self, key: VideoKey, caption: MadeCaption) -> None:
         """Keep a caption. Where that fails `problem` says why; the run is none the worse for it."""
@@ -105,50 +110,80 @@ class CaptionCache(Closeable):
     def close(self) -> None:
         """Free the file."""
         with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-            self._descriptor = None
+            self._forget()
 
     def _append(self, line: bytes) -> None:
-        if self._descriptor is None:
+        for _ in range(_TRIES):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._descriptor = os.open(self.path, flags, 0o644)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            descriptor = os.open(self.path, flags, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not self._is_there(descriptor):
+                    continue  # deleted since it was opened: a line in it would be lost
+                end = os.fstat(descriptor).st_size
+                if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                    line = b"\n" + line  # a torn line must not take this one with it
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return
+            finally:
+                os.close(descriptor)
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether an open file is the one that has the name now."""
         try:
-            end = os.fstat(self._descriptor).st_size
-            if end and os.pread(self._descriptor, 1, end - 1) != b"\n":
-                line = b"\n" + line  # a torn line must not take this one with it
-            if os.write(self._descriptor, line) < len(line):
-                raise OSError(28, "No space left on device")
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _find(self, key: VideoKey) -> MadeCaption | None:
+        self._follow()
+        for _ in range(2):
+            if key not in self._places:
+                self._look()
+            place = self._places.get(key)
+            if place is None or self._stream is None:
+                return None
+            self._stream.seek(place)
+            value = _parsed(self._stream.readline())
+            if _key(value) == key:
+                return _caption(value)
+            self._forget()  # written over: what is where is to be found out anew
+            self._follow()
+        return None
+
+    def _follow(self) -> None:
+        """Turn to the file that is there now; of another, or a longer one, nothing is known."""
+        if self._stream is not None:
+            held = self._stream.fileno()
+            if self._is_there(held) and os.fstat(held).st_size >= self._seen:
+                return
+            self._forget()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._stream = self.path.open("rb")
+
+    def _forget(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+        self._places.clear()
+        self._seen = 0
 
     def _look(self) -> None:
         """Take up what was added since, by whomever."""
-        try:
-            if self.path.stat().st_size <= self._seen:
-                return
-            with self.path.open("rb") as stream:
-                stream.seek(self._seen)
-                while block := stream.readlines(_BLOCK_BYTES):
-                    for line in block:
-                        if not line.endswith(b"\n"):
-                            return  # torn, or being written at this moment
-                        if (key := _key(_parsed(line))) is not None:
-                            self._places[key] = self._seen
-                        self._seen += len(line)
-        except OSError:
+        stream = self._stream
+        if stream is None or os.fstat(stream.fileno()).st_size <= self._seen:
             return
-
-    def _read(self, place: int) -> MadeCaption | None:
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(place)
-                value = _parsed(stream.readline())
-        except OSError:  # removed meanwhile
-            return None
-        return _caption(value)
+        stream.seek(self._seen)
+        while block := stream.readlines(_BLOCK_BYTES):
+            for line in block:
+                if not line.endswith(b"\n"):
+                    return  # torn, or being written at this moment
+                if (key := _key(_parsed(line))) is not None:
+                    self._places[key] = self._seen
+                self._seen += len(line)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

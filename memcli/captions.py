@@ -4,7 +4,8 @@ A file of captions names videos and what can be seen in them:
 
 - CSV or TSV with a header: a column `path`, `video`, `video_id`, `filename` or `id`, and `caption`,
   `captions`, `description` or any of these with a number (`description_0`, `description_1`, ...);
-- JSON lines with the same names as keys;
+- JSON lines with the same names as keys, or one JSON list of such objects: the files of Memento10k
+  as its authors give them out;
 - no header, `NAME<TAB>words-joined-by-hyphens`: VideoMem's file.
 
 Several captions of a video stand in several lines, in several columns or in a JSON list. One that
@@ -32,6 +33,8 @@ from memcli.text import decodable, printable, unhyphenated
 MAX_FILE_BYTES = 1 << 30
 NAME_COLUMNS = ("path", "video", "video_id", "filename", "id")
 _CAPTION_COLUMN = re.compile(r"(captions?|descriptions?)(_?\d+)?")
+_LIST = re.compile(r"\s*\[\s*(\{|\]|$)")
+"""How a JSON list of objects begins; a name may begin with a bracket, too."""
 _DIGEST_LENGTH = 12
 
 
@@ -85,8 +88,9 @@ class Captions:
         """The captions of the video at a path.
 
         The entry is found by path (the longest one that the video's path ends with), else by file
-        name whatever its folder, else by name without ending. Raises VideoError (NO_CAPTION) if
-        there is none, or several fit equally well, naming them.
+        name whatever its folder, else by name without ending, unless that is of another video in
+        the same folder (`b.mp4` beside `b.mkv`). Raises VideoError (NO_CAPTION) if there is none,
+        or several fit equally well, naming them.
         """
         found = self._find(video)
         if not found:
@@ -118,7 +122,10 @@ class Captions:
                 return found
         name = parts[-1] if parts else ""
         stem = _stem(name)
-        return self._names.get(name) or self._names.get(stem) or self._stems.get(stem) or []
+        if found := self._names.get(name) or self._names.get(stem):
+            return found
+        folder = os.path.dirname(video)  # noqa: PTH120 (Path would change undecodable names)
+        return [key for key in self._stems.get(stem, ()) if not _lies_in(folder, _parts(key)[-1])]
 
 
 def captions_from(
@@ -149,8 +156,8 @@ def read_captions(path: Path) -> Captions:
         raise UsageError(f"this file of captions is damaged: {error}", where=str(path)) from error
 
 
-_Entry = tuple[int | None, Any, Sequence[Any]]
-"""Line, the video's name, its captions."""
+_Entry = tuple[int | str | None, Any, Sequence[Any]]
+"""Line, or what says as well where it is; the video's name; its captions."""
 
 
 def _collected(where: str, entries: Iterable[_Entry]) -> Captions:
@@ -181,9 +188,13 @@ def _collected(where: str, entries: Iterable[_Entry]) -> Captions:
     return Captions(where, kept, empty)
 
 
-def _wrong(where: str, line: int | None, what: str, next_step: str | None = None) -> UsageError:
-    place = where if line is None else f"{where}, line {line}"
-    return UsageError(what, where=place, next_step=next_step)
+def _wrong(
+    where: str, line: int | str | None, what: str, next_step: str | None = None
+) -> UsageError:
+    place = f"line {line}" if isinstance(line, int) else line
+    return UsageError(
+        what, where=where if place is None else f"{where}, {place}", next_step=next_step
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -217,6 +228,8 @@ def _entries(path: Path, text: str) -> Iterator[_Entry]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     if first.lstrip().startswith("{"):
         return _json_entries(path, text)
+    if _LIST.match(first):
+        return _listed_entries(path, text)
     delimiter = "\t" if "\t" in first else ","
     header = next(csv.reader([first], delimiter=delimiter), [])
     if _columns(header) is not None:
@@ -294,20 +307,36 @@ def _json_entries(path: Path, text: str) -> Iterator[_Entry]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise _wrong(str(path), number, f"no JSON: {error}") from error
-        columns = _columns(list(value)) if isinstance(value, dict) else None
-        if columns is None:
-            raise _wrong(
-                str(path),
-                number,
-                "it does not name a video and a caption",
-                f"Keys of the video: {', '.join(NAME_COLUMNS)}; of its captions: caption",
-            )
-        cells = list(value.values())
-        captions: list[Any] = []
-        for place in columns[1]:
-            cell = cells[place]
-            captions += cell if isinstance(cell, list) else ["" if cell is None else cell]
-        yield number, cells[columns[0]], captions
+        yield _object_entry(path, number, value)
+
+
+def _listed_entries(path: Path, text: str) -> Iterator[_Entry]:
+    """Of a JSON list of objects."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _wrong(str(path), error.lineno, f"no JSON: {error.msg}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise _wrong(str(path), None, f"no JSON: {error}") from error
+    for number, value in enumerate(values, start=1):
+        yield _object_entry(path, f"entry {number:,} of the list", value)
+
+
+def _object_entry(path: Path, place: int | str, value: Any) -> _Entry:
+    columns = _columns(list(value)) if isinstance(value, dict) else None
+    if columns is None:
+        raise _wrong(
+            str(path),
+            place,
+            "it does not name a video and a caption",
+            f"Keys of the video: {', '.join(NAME_COLUMNS)}; of its captions: caption",
+        )
+    cells = list(value.values())
+    captions: list[Any] = []
+    for column in columns[1]:
+        cell = cells[column]
+        captions += cell if isinstance(cell, list) else ["" if cell is None else cell]
+    return place, cells[columns[0]], captions
 
 
 def _hyphenated_entries(path: Path, text: str) -> Iterator[_Entry]:
@@ -315,6 +344,8 @@ def _hyphenated_entries(path: Path, text: str) -> Iterator[_Entry]:
         if not line.strip():
             continue
         cells = line.rstrip("\r").split("\t")
+        if len(cells) == 3 and not cells[2].strip():
+            del cells[2]
         if len(cells) != 2:
             raise _wrong(str(path), number, "this is not NAME, a tab and a caption")
         yield number, cells[0], [unhyphenated(cells[1])]
@@ -323,6 +354,11 @@ def _hyphenated_entries(path: Path, text: str) -> Iterator[_Entry]:
 def _parts(path: str) -> list[str]:
     """The parts of a path; `./` and doubled slashes do not count."""
     return [part for part in path.strip().split("/") if part not in ("", ".")]
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    """Whether a name in the file is that of another video in this folder."""
+    return _stem(name) != name and os.path.lexists(os.path.join(folder, name))  # noqa: PTH118
 
 
 def _stem(name: str) -> str:

@@ -43,6 +43,16 @@ def read(tmp_path: Path, content: str | bytes, name: str = "captions.csv") -> Ca
             '{"id": "a.mp4", "description_0": "a dog", "description_1": "a cat"}\n'
             '{"id": "b.mp4", "description_0": "x", "description_1": null}\n',
         ),
+        (
+            "c.json",
+            '\ufeff [ {"filename": "a.mp4", "mem_score": 0.5, "captions": ["a dog", "a cat"]},\n'
+            ' {"filename": "b.mp4", "captions": ["x"], "action_labels": ["y"]}]\n',
+        ),
+        (
+            "c.json",
+            '[\n  {\n    "path": "a.mp4",\n    "caption": ["a dog", "a cat"]\n  },\n'
+            '  {"path": "b.mp4", "caption": "x"}\n]\n',
+        ),
     ],
 )
 def test_every_form_says_the_same(tmp_path: Path, name: str, content: str) -> None:
@@ -159,6 +169,12 @@ def test_the_digest_is_of_the_captions(tmp_path: Path) -> None:
         ('{"path": true, "caption": "x"}', "line 1", "names no video"),
         ('{"caption": "x", "path": "a", "b": ' + "[" * 100_000 + "}", "line 1", "no JSON"),
         ("a.mp4\tx\nb.mp4\tx\ty\n", "line 2", "a tab and a caption"),
+        ('[{"path": "a", "caption": "x"}, {"path": "b"}]', "entry 2 of", "not name a video"),
+        ('[\n{"path": "a", "caption": "x"},\n{"path": "b",}]', "line 3", "no JSON"),
+        ('[{"path": "a", "caption": ' + "9" * 5000 + "}]", "", "no JSON"),
+        ("[" * 100_000, "", "does not name a column"),
+        ("[\n" * 100_000, "", "damaged"),
+        ("[]", "", "no captions in it"),
         ("a,b\n1,2\n", "", "does not name a column"),
         ("path,score\na,1\n", "", "does not name a column"),
         ("", "", "does not name a column"),
@@ -223,7 +239,12 @@ def test_csv_and_json_come_back_as_written(
     writer.writerows((name, text) for name, texts in table.items() for text in texts)
     lines = [json.dumps({"path": name, "caption": texts}) for name, texts in table.items()]
     folder = tmp_path_factory.mktemp("captions")
-    for name, content in (("c.csv", stream.getvalue()), ("c.jsonl", "\n".join(lines))):
+    whole = f"[{', '.join(lines)}]"
+    for name, content in (
+        ("c.csv", stream.getvalue()),
+        ("c.jsonl", "\n".join(lines)),
+        ("c.json", whole),
+    ):
         captions = read(folder, content, name)
         assert captions.entries == expected(table)
         for video, texts in expected(table).items():
@@ -236,7 +257,12 @@ def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("captions")
-    starts = (("c.csv", b"path,caption\n"), ("c.txt", b"a\tb\n"), ("c.jsonl", b'{"id":'))
+    starts = (
+        ("c.csv", b"path,caption\n"),
+        ("c.txt", b"a\tb\n"),
+        ("c.jsonl", b'{"id":'),
+        ("c.json", b'[{"id":"a","caption":"b"}'),
+    )
     for name, before in starts:
         captions = readable(folder, before + content, name)
         if captions is None:
@@ -272,3 +298,50 @@ def test_captions_given_twice_count_twice_as_in_training(tmp_path: Path) -> None
     (tmp_path / "captions.jsonl").write_text(json.dumps({"path": "a.mp4", "captions": told}))
     trained = load_dataset("memento10k", tmp_path).items[0].captions
     assert read_captions(tmp_path / "captions.jsonl").of("a.mp4") == trained == tuple(told)
+
+
+def test_the_official_files_are_read_as_in_training(tmp_path: Path) -> None:
+    from memcli.train.datasets import load_dataset
+
+    memento, videomem = tmp_path / "memento", tmp_path / "videomem"
+    (videomem / "dev-set").mkdir(parents=True)
+    memento.mkdir()
+    listed = [
+        {
+            "filename": f"{name}.mp4",
+            "mem_score": 0.5,
+            "alpha": -0.1,
+            "captions": ["a dog", f"the {name}"],
+            "action_labels": ["running"],
+            "safe": True,
+        }
+        for name in "ab"
+    ]
+    official = memento / "memento_train_data.json"
+    official.write_text(json.dumps(listed))
+    scores = "video,short-term_memorability,nb_short-term_annotations,long-term_memorability\n"
+    (videomem / "dev-set/dev-set_ground-truth.csv").write_text(
+        scores + "video10.webm,0.9,30,0.8\n[3] b.webm,0.7,31,0.6\n"
+    )
+    text = videomem / "dev-set/dev-set_video-captions.txt"
+    text.write_text("[3] b.webm\ta-well-lit-room\r\nvideo10.webm\ta-dog-runs\t\r\n")
+    for dataset, path in (("memento10k", official), ("videomem", text)):
+        captions = read_captions(path)
+        items = load_dataset(dataset, path.parent.parent if path is text else path.parent).items
+        assert len(items) == 2
+        for item in items:
+            assert captions.entries[item.id] == item.captions
+            assert len(item.captions) == (2 if dataset == "memento10k" else 1)
+    assert read_captions(text).of("/data/video10.mp4") == ("a dog runs",)
+
+
+def test_captions_of_a_video_are_not_its_neighbours(tmp_path: Path) -> None:
+    """A table in which one of two videos of one name failed says nothing of that one."""
+    for name in ("b.mkv", "b.mp4", "c.mkv"):
+        (tmp_path / name).write_bytes(b"")
+    captions = captions_from({f"{tmp_path}/b.mp4": "a dog", f"{tmp_path}/c.mp4": "a cat"})
+    assert captions.of(str(tmp_path / "b.mp4")) == ("a dog",)
+    assert captions.of(str(tmp_path / "c.mkv")) == ("a cat",)  # the same in another container
+    with pytest.raises(VideoError, match="no caption of it"):
+        captions.of(str(tmp_path / "b.mkv"))
+    assert captions.unused([str(tmp_path / "b.mkv")]) == list(captions.entries)

@@ -6,20 +6,20 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from memcli.caption_maker import CaptionFrames, CaptionMaker, captioning_device, open_maker
 from memcli.caption_rows import CAPTIONS, CaptionJournal, CaptionRow, Sidecars
 from memcli.captioning.cache import MadeCaption
 from memcli.captioning.choice import none_for
 from memcli.engines.loading import usable_cpus
-from memcli.errors import VideoError, VideoErrorCode
+from memcli.errors import ExitCode, VideoError, VideoErrorCode
 from memcli.inputs import Source, collect
 from memcli.journal import FileIdentity, check_place
 from memcli.pipeline import Outcome, Pipeline, Stats
 from memcli.results import output_format, write_rows
 from memcli.spec import Sampling
-from memcli.summary import RunSummary
+from memcli.summary import LISTED_FAILURES, RunSummary
 from memcli.table import Progress, TableOptions, keep_rows
 from memcli.text import printable
 
@@ -56,15 +56,35 @@ class CaptionSummary(RunSummary):
     sidecars: int = 0
     """Files written beside videos."""
     sidecars_kept: int = 0
-    """Files that were there, with something else in them."""
+    """Files that were there, with other captions in them."""
+    sidecars_failed: int = 0
+    """Captions that could not be written beside their videos, of earlier runs as well."""
+    sidecar_failures: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of the first of them."""
     videos_per_s: float = 0.0
     decode_busy_s: float = 0.0
     captioner_busy_s: float = 0.0
+
+    @property
+    def exit_code(self) -> ExitCode:
+        code = super().exit_code
+        if code == ExitCode.OK and self.sidecars_failed:
+            return ExitCode.SOME_INPUTS_FAILED
+        return code
 
     def count(self, row: CaptionRow) -> None:
         """Take one row into the figures."""
         self.count_video(row.status, row.path, row.error)
         self.cut += bool(row.cut)
+        self.count_sidecar(row)
+
+    def count_sidecar(self, row: CaptionRow) -> None:
+        """The same for what was to be written beside the video."""
+        if row.sidecar_error is None:
+            return
+        self.sidecars_failed += 1
+        if len(self.sidecar_failures) < LISTED_FAILURES:
+            self.sidecar_failures.append((row.path, row.sidecar_error))
 
 
 def caption_to_table(
@@ -121,9 +141,12 @@ def caption_to_table(
         def fill() -> None:
             started = time.monotonic()
             if beside is not None:  # an earlier run may not have written these
-                for source, row in zip(kept, journal.rows_of(s.key for s in kept), strict=True):
-                    if row.caption is not None:
-                        beside.write(source.path, row.caption)
+                rows_of = journal.rows_of(source.key for source in kept)
+                for source, row in zip(kept, rows_of, strict=True):
+                    amended = _with_sidecar(source, row, beside)
+                    if amended != row:
+                        journal.amend(source.key, amended)
+                    summary.count_sidecar(amended)
                 _measure(summary, run.stats, beside, time.monotonic() - started)
             with closing(_rows(run, pending, journal, beside)) as rows:
                 for row in rows:
@@ -148,10 +171,16 @@ def _rows(
 ) -> Generator[CaptionRow, None, None]:
     with closing(run.rows(pending)) as outcomes:
         for source, identity, row in outcomes:
-            if beside is not None and row.caption is not None:
-                beside.write(source.path, row.caption)
-            journal.write(source.key, identity, row)
-            yield row
+            written = row if beside is None else _with_sidecar(source, row, beside)
+            journal.write(source.key, identity, written)
+            yield written
+
+
+def _with_sidecar(source: Source, row: CaptionRow, beside: Sidecars) -> CaptionRow:
+    """The row after its caption was written beside the video, if it has one."""
+    if row.caption is None:
+        return row
+    return replace(row, sidecar_error=beside.write(source.path, row.caption))
 
 
 def _measure(
@@ -250,7 +279,7 @@ class _Run:
         return replace(
             row,
             status="partial" if made.damage else "ok",
-            caption=printable(made.text),
+            caption=made.text,
             caption_source="generated",
             error_code="damaged" if made.damage else None,
             error=printable(made.damage) if made.damage else None,

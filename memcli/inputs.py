@@ -17,15 +17,20 @@ from memcli.walk import walk
 
 # A folder is searched for these names. Audio containers are among them: a clip that turns out to
 # have no picture deserves a row that says so rather than silence.
-VIDEO_SUFFIXES = frozenset(
+AUDIO_SUFFIXES = frozenset(
+    {".aac", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+VIDEO_SUFFIXES = AUDIO_SUFFIXES | {
     f".{name}"
     for names in (
         "3g2 3gp amv asf avi divx dv f4v flv gif gifv h264 h265 hevc ivf m1v m2ts m2v m4v mj2",
         "mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv mts mxf nut obu ogm ogv qt rm rmvb ts vob",
-        "webm wmv wtv y4m aac flac m4a mka mp3 oga ogg opus wav wma",
+        "webm wmv wtv y4m",
     )
     for name in names.split()
-)
+}
+SIDECAR_SUFFIXES = (".txt", ".srt")
+"""Of captions beside a video."""
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 _PATH_COLUMNS = ("path", "video", "filename", "file")
 STDIN = "-"
@@ -51,7 +56,8 @@ class Sources:
 
     items: list[Source]
     left_out: int
-    """Files in searched folders whose names are not those of videos."""
+    """Files in searched folders whose names are neither those of videos nor of captions beside
+    them."""
 
 
 def collect(
@@ -62,11 +68,12 @@ def collect(
     A path is a video, a folder (searched recursively), a glob, a list (`.txt`, one path a line;
     `.csv` with a `path` column) or `-` (paths on standard input, by line or NUL). `shard` (i, n)
     keeps the i-th of n parts, i from 1; the parts are the same on every machine that sees the same
-    names. Raises UsageError for a path that does not exist, and if nothing is found.
+    names. Captions beside a video that are named with it, as `*` does, are no videos of their own.
+    Raises UsageError for a path that does not exist, and if nothing is found.
     """
     if not paths:
         raise UsageError("no video given", next_step="Name files or folders: memcli score VIDEOS")
-    search = _Search()
+    search = _Search(paths)
     found: dict[str, Source] = {}
     for path in paths:
         for source in search.named(os.fspath(path)):
@@ -104,8 +111,9 @@ def _shard_of(path: str, count: int) -> int:
 
 
 class _Search:
-    def __init__(self) -> None:
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         self.left_out = 0
+        self._captions = beside_videos([os.fspath(path) for path in paths])
 
     def named(self, path: str) -> Iterator[Source]:
         """What an argument of the command names."""
@@ -114,6 +122,8 @@ class _Search:
         elif os.path.isdir(path):  # noqa: PTH112
             yield from self.folder(path)
         elif os.path.lexists(path):
+            if path in self._captions and not _is_list(path):
+                return
             if Path(path).suffix.lower() in LIST_SUFFIXES and Path(path).is_file():
                 yield from self.listed(_read_list(path), base=os.path.dirname(path))  # noqa: PTH120
             else:
@@ -122,7 +132,10 @@ class _Search:
             matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (keeps the spelling)
             if not matches:
                 raise UsageError("nothing matches this pattern", where=path)
+            captions = beside_videos(matches)
             for match in matches:
+                if match in captions:
+                    continue
                 yield from self.folder(match) if Path(match).is_dir() else [Source(match)]
         else:
             raise UsageError(
@@ -142,14 +155,39 @@ class _Search:
                 code = VideoErrorCode.PERMISSION if visited.denied else VideoErrorCode.READ
                 yield Source(visited.path, error=(code, visited.problem))
                 continue
+            captions = beside_videos([entry.name for entry in visited.files])
             for entry in visited.files:
                 if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES:
                     yield Source(entry.path)
-                else:
+                elif entry.name not in captions:
                     self.left_out += 1
             empty = not visited.files and not visited.folders
             if empty and Path(visited.path).suffix.lower() in VIDEO_SUFFIXES:
                 yield Source(visited.path)  # called clip.mp4: its row says what it is
+
+
+def beside_videos(paths: Sequence[str]) -> set[str]:
+    """Those of some paths, or of the names in a folder, that are captions beside a video among
+    them: `clip.txt` and `clip.mp4.txt` with `clip.mp4`."""
+    texts = [path for path in paths if path.endswith(SIDECAR_SUFFIXES)]
+    if not texts:
+        return set()
+    bases: set[str] = set()
+    for path in paths:
+        stem, suffix = os.path.splitext(path)  # noqa: PTH122 (keeps the spelling)
+        if suffix.lower() in VIDEO_SUFFIXES:
+            bases |= {path, stem}
+    return {path for path in texts if os.path.splitext(path)[0] in bases}  # noqa: PTH122
+
+
+def _is_list(path: str) -> bool:
+    """Whether a file has the name of a list, and paths in it."""
+    if Path(path).suffix.lower() not in LIST_SUFFIXES or not Path(path).is_file():
+        return False
+    try:
+        return any(_read_list(path))
+    except UsageError:
+        return False
 
 
 def _read_stdin() -> Iterator[str]:

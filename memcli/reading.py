@@ -42,6 +42,8 @@ class Prepared:
     """What the captioner said, also if that is of no use."""
     problem: str | None = None
     """Why there is no caption although there should be one."""
+    note: str | None = None
+    """Which files beside the video are not used, and why."""
 
 
 class Reader:
@@ -81,7 +83,10 @@ class Reader:
         missing caption is noticed before frames are decoded."""
         video = Prepared(None)
         if self._tokeniser is not None and self._finder is not None:
-            _check_file(path)  # what is wrong with the file is said first
+            if self._prep is None:
+                _check_video(path, deadline)  # nothing else may look at its content
+            else:
+                _check_file(path)  # what is wrong with the file is said first
             video = self._text(self._finder, path, deadline, cancelled, identity)
         if self._prep is None:
             return video
@@ -107,14 +112,14 @@ class Reader:
         identity: FileIdentity | None,
     ) -> Prepared:
         found = finder.find(path)
-        if found is not None:
-            return self._said(Prepared(None, found.texts, origin=found.origin))
+        if found.origin is not None:
+            return self._said(Prepared(None, found.texts, origin=found.origin, note=found.note))
         if self._maker is None:
-            raise finder.missing(path)
+            raise finder.missing(found)
         made = self._maker.read(path, identity, deadline, cancelled)
         if not isinstance(made, MadeCaption):
-            return Prepared(None, wanted=made)
-        video = self._with(Prepared(None), made)
+            return Prepared(None, wanted=made, note=found.note)
+        video = self._with(Prepared(None, note=found.note), made)
         if isinstance(video, VideoError):
             raise video
         return video
@@ -186,8 +191,16 @@ def padded(arrays: Sequence[Tokens], value: int) -> Tokens:
 
 
 def _check_file(path: str) -> None:
-    """Raise VideoError unless there is such a file: models of captions alone need it too."""
+    """Raise VideoError unless there is such a file."""
     from memcli.video.files import open_descriptor
 
     with open_descriptor(path):
         pass
+
+
+def _check_video(path: str, deadline: float | None) -> None:
+    """Raise VideoError unless a file opens as a video, as `memcli.video.check_video` does: a model
+    of captions alone must not score a text, a song or a download that failed."""
+    from memcli.video import check_video
+
+    check_video(path, deadline=deadline)

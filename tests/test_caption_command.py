@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from memcli import app
 from memcli.caption_rows import MEASURED_COLUMNS, Sidecars
 from memcli.captioning.cache import captions_dir
 from memcli.captions import read_captions
-from memcli.errors import ExitCode, OutputError
+from memcli.errors import ExitCode
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,57 @@ def test_files_beside_the_videos_may_be_asked_for_later(
 
 def test_a_place_where_no_file_can_be_written(tmp_path: Path) -> None:
     video = str(tmp_path / "absent" / "a.mp4")
-    with pytest.raises(OutputError, match="without --sidecars"):
-        Sidecars([video]).write(video, "a dog")
+    assert Sidecars([video]).write(video, "a dog") == (
+        "a.txt cannot be written: No such file or directory"
+    )
+
+
+def test_a_caption_that_cannot_be_written_is_in_its_row(
+    memcli_home: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others go on; the next run writes it, if it can, without captioning again."""
+    bundle = install_captioner(memcli_home)
+    long = videos / ("a" * 252 + ".ts")
+    (videos / "broken.mp4").unlink()
+    (videos / "a.mp4").rename(long)
+    output = tmp_path / "c.csv"
+    code, rows = caption(videos, "--sidecars", output=output)
+    reason = f"{long.stem}.txt cannot be written: File name too long"
+    assert code == ExitCode.SOME_INPUTS_FAILED
+    assert [rows[long.name][name] for name in ("status", "sidecar_error")] == ["ok", reason]
+    assert [rows["b.mkv"][name] for name in ("status", "sidecar_error")] == ["ok", ""]
+    assert (videos / "b.txt").exists()
+    break_captioner(bundle)
+    words = ["caption", str(videos), "--sidecars", "--threads", "1", "-o", str(output)]
+    capsys.readouterr()
+    assert app.run(words) == ExitCode.SOME_INPUTS_FAILED
+    error = capsys.readouterr().err
+    assert f"not written beside the videos: 1 caption, which the table has\n  {long}: " in error
+    assert "already there" not in error
+    journal = (tmp_path / "c.csv.journal").read_bytes()
+    assert caption(videos, output=output) == (ExitCode.OK, rows)
+    assert (tmp_path / "c.csv.journal").read_bytes() == journal
+
+
+def test_a_row_of_an_earlier_run_is_mended(
+    memcli_home: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memcli import caption_rows
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    install_captioner(memcli_home)
+    output = tmp_path / "c.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr(caption_rows, "_place", refused)
+        code, rows = caption(videos / "a.mp4", "--sidecars", output=output)
+    assert code == ExitCode.SOME_INPUTS_FAILED
+    assert rows["a.mp4"]["sidecar_error"] == "a.txt cannot be written: Permission denied"
+    code, rows = caption(videos / "a.mp4", "--sidecars", output=output)
+    assert code == ExitCode.OK
+    assert rows["a.mp4"]["sidecar_error"] == ""
+    assert (videos / "a.txt").exists()
 
 
 def test_a_captioner_that_says_nothing(memcli_home: Path, videos: Path, tmp_path: Path) -> None:
@@ -152,6 +202,8 @@ def test_a_captioner_that_says_nothing(memcli_home: Path, videos: Path, tmp_path
     ("options", "code", "message"),
     [
         ([], ExitCode.NOT_USABLE, "no captioner is installed\n  Make one:"),
+        (["--captioner", "256m"], ExitCode.NOT_USABLE, "memcli export captioner --size 256m "),
+        (["--captioner", "SmolVLM2-2.2B"], ExitCode.NOT_USABLE, "captioner --size 2.2b "),
         (["--captioner", "absent"], ExitCode.NOT_USABLE, "no captioner 'absent' here"),
         (["--device", "tpu"], ExitCode.USAGE, "no device 'tpu'"),
         (["--device", "cuda:x"], ExitCode.USAGE, "no device 'cuda:x'"),
@@ -168,7 +220,9 @@ def test_bad_requests(
     message: str,
 ) -> None:
     assert caption(originals, *options, output=tmp_path / "c.csv") == (code, {})
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--captions" not in error  # which is an option of score
 
 
 def test_on_error_fail_stops(memcli_home: Path, videos: Path, tmp_path: Path) -> None:

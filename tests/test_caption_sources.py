@@ -43,22 +43,22 @@ def beside(video: str, suffix: str, content: str | bytes) -> None:
 
 
 def test_text_has_a_caption_a_line(video: str) -> None:
-    assert read_sidecar(video) == ()
+    assert read_sidecar(video).texts == ()
     assert not has_sidecar(video)
     beside(video, ".txt", "\ufeffa dog runs\r\n\n  two cats \n")
     assert has_sidecar(video)
-    assert read_sidecar(video) == ("a dog runs", "two cats")
+    assert read_sidecar(video).texts == ("a dog runs", "two cats")
 
 
 def test_subtitles_are_one_caption(video: str) -> None:
     beside(video, ".srt", SRT.replace("\n", "\r\n"))
-    assert read_sidecar(video) == ("a dog runs, 3 times and 24 --> 12 barks",)
+    assert read_sidecar(video).texts == ("a dog runs, 3 times and 24 --> 12 barks",)
     beside(video, ".txt", " \n")  # nothing in it: the next is looked at
-    assert read_sidecar(video)[0].startswith("a dog")
+    assert read_sidecar(video).texts[0].startswith("a dog")
     beside(video, ".txt", "text first")
-    assert read_sidecar(video) == ("text first",)
+    assert read_sidecar(video).texts == ("text first",)
     beside(video, ".mp4.txt", "the whole name first")
-    assert read_sidecar(video) == ("the whole name first",)
+    assert read_sidecar(video).texts == ("the whole name first",)
 
 
 @given(st.text())
@@ -101,7 +101,7 @@ def test_a_pipe_or_folder_of_that_name_is_no_caption(video: str, tmp_path: Path)
     os.mkfifo(tmp_path / "clip.txt")
     (tmp_path / "clip.mp4.txt").mkdir()
     beside(video, ".srt", SRT)
-    assert read_sidecar(video)[0].startswith("a dog")
+    assert read_sidecar(video).texts[0].startswith("a dog")
 
 
 def test_given_captions_go_before_those_beside_a_video(video: str) -> None:
@@ -112,8 +112,8 @@ def test_given_captions_go_before_those_beside_a_video(video: str) -> None:
     for mode in ("prefer", "require"):
         assert CaptionFinder(other, mode).find(video) == Found(("beside",), "sidecar")
         assert CaptionFinder(None, mode).find(video) == Found(("beside",), "sidecar")
-        assert CaptionFinder(other, mode).find("elsewhere.mp4") is None
-    assert CaptionFinder(None, "generate").find(video) is None
+        assert CaptionFinder(other, mode).find("elsewhere.mp4").origin is None
+    assert CaptionFinder(None, "generate").find(video).origin is None
     assert CaptionFinder(None, "none").find(video) == Found((), "none")
 
 

@@ -96,7 +96,7 @@ def bundle_bytes(bundle: CaptionerBundle) -> int:
 
 def no_captioner_error(what: str = "no captioner is installed") -> ModelError:
     """How to get one."""
-    return ModelError(what, next_step=HOW_TO_GET)
+    return ModelError(what, next_step=how_to_get())
 
 
 def none_for(device: str) -> ModelError:
@@ -108,11 +108,15 @@ def none_for(device: str) -> ModelError:
     return error
 
 
-HOW_TO_GET = (
-    "Make one:          memcli export captioner   (needs pip install 'memcli[export,cpu]')\n"
-    "Or install one:    memcli models add FOLDER   (made on another machine)\n"
-    "Or give captions:  --captions FILE, or clip.txt beside clip.mp4"
-)
+def how_to_get(name: str = "") -> str:
+    """The commands that bring a captioner here, of the size that is in a name if one is."""
+    found = _SIZE.search(name.lower())
+    size = f" --size {found[1]}" if found and found[1] != SIZES[0] else ""
+    return (
+        f"Make one:          memcli export captioner{size}   (needs pip install"
+        " 'memcli[export,cpu]')\n"
+        "Or install one:    memcli models add FOLDER   (made on another machine)"
+    )
 
 
 def _named(name: str) -> CaptionerBundle | None:
@@ -136,7 +140,7 @@ def _absent(name: str) -> ModelError:
     installed, damaged = survey_captioners()
     names = ", ".join([*(bundle.name for bundle in installed), *damaged])
     there = f" (installed: {names})" if names else ""
-    return no_captioner_error(f"there is no captioner {name!r} here{there}")
+    return ModelError(f"there is no captioner {name!r} here{there}", next_step=how_to_get(name))
 
 
 def _fitting(bundles: list[CaptionerBundle], device: str) -> list[CaptionerBundle]:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from memcli.captions import Captions, CaptionSource
 from memcli.errors import UsageError, VideoError, VideoErrorCode
+from memcli.inputs import SIDECAR_SUFFIXES
 from memcli.spec import MAX_CAPTION_LENGTH, MAX_CAPTIONS
 from memcli.text import decodable, plural, printable
 
@@ -25,11 +26,9 @@ or from beside the video, for every video; generate: by the captioner only; none
 MODES: tuple[CaptionMode, ...] = get_args(CaptionMode)
 Origin = Literal["given", "sidecar", "generated", "none"]
 """What a row says of its captions."""
-SIDECAR_SUFFIXES = (".txt", ".srt")
 MAX_SIDECAR_BYTES = 4 << 20
 _LISTED = 3
-_NOT_THERE = (errno.ENAMETOOLONG, errno.ENXIO)
-"""A name that no file can have, as the video's own is nearly as long as one may be; a socket."""
+_KINDS = ((stat.S_ISDIR, "is a folder"), (stat.S_ISFIFO, "is a pipe"))
 _TIMES = re.compile(r"\s*\d+:\d\d:\d\d[,.]\d+\s*-->")
 _MARKUP = re.compile(r"<[^<>]{0,200}>|\{\\[^{}]{0,200}\}")
 
@@ -39,7 +38,24 @@ class Found:
     """The captions of a video, and where they are from."""
 
     texts: tuple[str, ...]
-    origin: Origin
+    origin: Origin | None
+    """None: there are none, and the captioner may make one."""
+    note: str | None = None
+    """Which files beside the video are not used, and why; one line."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the files beside a video say of it."""
+
+    texts: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    """Files of the right name without captions in them, and why, as far as they were looked at."""
+
+    @property
+    def note(self) -> str | None:
+        """The same in one line; None if there is nothing to say."""
+        return f"not used: {', '.join(self.unused)}" if self.unused else None
 
 
 class CaptionFinder:
@@ -49,8 +65,8 @@ class CaptionFinder:
         self._given = given
         self._mode = mode
 
-    def find(self, video: str) -> Found | None:
-        """Captions that a video has; None if it has none and the captioner may make one.
+    def find(self, video: str) -> Found:
+        """Captions that a video has.
 
         Raises VideoError (NO_CAPTION): several entries of the file fit equally well, the file
         beside the video cannot be read, or, of a source of captions that is no file, there is none.
@@ -58,22 +74,23 @@ class CaptionFinder:
         if self._mode == "none":
             return Found((), "none")
         if self._mode == "generate":
-            return None
+            return Found((), None)
         given = self._given
         if isinstance(given, Captions):
             if given.fitting(video):
                 return Found(given.of(video), "given")
         elif given is not None:
             return Found(given.of(video), "given")
-        texts = read_sidecar(video)
-        return Found(texts, "sidecar") if texts else None
+        beside = read_sidecar(video)
+        return Found(beside.texts, "sidecar" if beside.texts else None, beside.note)
 
-    def missing(self, video: str) -> VideoError:
-        """Why there is no caption of a video that has none and gets none."""
+    def missing(self, found: Found) -> VideoError:
+        """Why there is no caption of a video that has none, as was found, and gets none."""
+        note = f" ({found.note})" if found.note else ""
         where = f" of it in {printable(self._given.name)}, none" if self._given is not None else ""
         return VideoError(
             VideoErrorCode.NO_CAPTION,
-            f"no caption{where} beside it, and no captioner to make one",
+            f"no caption{where} beside it{note}, and no captioner to make one",
         )
 
 
@@ -91,9 +108,17 @@ def check_required(
     counts what is wrong and names the first three of each kind.
     """
     finder = CaptionFinder(given, "require")
-    found = {video: _outcome(finder, video) for video in videos if video not in failing}
-    missing = [video for video, outcome in found.items() if outcome is None]
-    unreadable = [f"{video} ({outcome})" for video, outcome in found.items() if outcome]
+    missing, unreadable = [], []
+    for video in videos:
+        if video in failing:
+            continue
+        try:
+            found = finder.find(video)
+        except VideoError as error:
+            unreadable.append(f"{video} ({error.what})")
+        else:
+            if found.origin is None:
+                missing.append(f"{video} ({found.note})" if found.note else video)
     unknown = given.unused(videos) if whole and isinstance(given, Captions) else []
     problems = [
         _count(missing, "video", "has no caption", "have no caption"),
@@ -106,14 +131,6 @@ def check_required(
             where=given.name if given is not None else None,
             next_step="Complete the captions, or leave out --captions require.",
         )
-
-
-def _outcome(finder: CaptionFinder, video: str) -> str | None:
-    """None: no captions; an empty text: there are some; else why they cannot be used."""
-    try:
-        return None if finder.find(video) is None else ""
-    except VideoError as error:
-        return error.what
 
 
 def _count(names: Sequence[str], noun: str, one: str, many: str) -> str:
@@ -141,15 +158,20 @@ def sidecar_paths(video: str) -> list[str]:
     return [base + suffix for suffix in SIDECAR_SUFFIXES for base in bases]
 
 
-def read_sidecar(video: str) -> tuple[str, ...]:
-    """Captions from beside a video; none if there is no such file, or nothing in it.
+def read_sidecar(video: str) -> Beside:
+    """Captions from beside a video: those of the first file that has any.
 
     Raises VideoError (NO_CAPTION) for a file that cannot be read, is no UTF-8 text, or is larger
     than sense.
     """
+    unused: list[str] = []
     for path in sidecar_paths(video):
         data = _read(path)
         if data is None:
+            continue
+        name = printable(os.path.basename(path))  # noqa: PTH119
+        if isinstance(data, str):
+            unused.append(f"{name} {data}")
             continue
         text = _decoded(data, path)
         lines = srt_text(text) if path.endswith(".srt") else text.split("\n")
@@ -159,8 +181,9 @@ def read_sidecar(video: str) -> tuple[str, ...]:
         if any(len(text) > MAX_CAPTION_LENGTH for text in texts):
             raise _unusable(path, f"has a caption of more than {MAX_CAPTION_LENGTH:,} characters")
         if texts:
-            return texts
-    return ()
+            return Beside(texts, tuple(unused))
+        unused.append(f"{name} has no subtitles in it" if text.strip() else f"{name} is empty")
+    return Beside((), tuple(unused))
 
 
 def srt_text(text: str) -> list[str]:
@@ -176,20 +199,25 @@ def srt_text(text: str) -> list[str]:
     return [whole[:MAX_CAPTION_LENGTH]]
 
 
-def _read(path: str) -> bytes | None:
+def _read(path: str) -> bytes | str | None:
+    """The content of a file; None if there is none; else what it is in place of a file."""
     try:
         # A pipe of that name must not hold up the run.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return "is a link to nothing" if os.path.islink(path) else None  # noqa: PTH114
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) in _NOT_THERE:
-            return None
+        code = getattr(error, "errno", None)
+        if code == errno.ENAMETOOLONG:
+            return None  # no file can have this name: the video's own is nearly as long
+        if code == errno.ENXIO:
+            return "is a socket"
         reason = getattr(error, "strerror", None) or str(error)
         raise _unusable(path, f"cannot be read: {reason}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        return None
+        return next((said for test, said in _KINDS if test(mode)), "is a device")
     with os.fdopen(descriptor, "rb") as stream:
         data = stream.read(MAX_SIDECAR_BYTES + 1)
     if len(data) > MAX_SIDECAR_BYTES:

@@ -28,7 +28,7 @@ DEFAULT_OUTPUT = "captions.csv"
 @click.option(
     "--sidecars",
     is_flag=True,
-    help="Also write clip.txt beside each clip.mp4, unless it is there already.",
+    help="Also write clip.txt beside each clip.mp4, unless captions are there already.",
 )
 @click.option(
     "--captioner",
@@ -77,7 +77,7 @@ def command(
 
     PATH is what `memcli score` takes. One row per video: a caption, or the reason why there is
     none. The table can be given to `memcli score --captions`. Captions are kept: a later run or
-    `memcli score` does not make them again.
+    `memcli score` does not make them again. The network is never used.
 
     \b
     Examples:
@@ -144,6 +144,13 @@ def _closing(summary: CaptionSummary) -> list[str]:
     if summary.sidecars or summary.sidecars_kept:
         kept = f"; {summary.sidecars_kept:,} already there" if summary.sidecars_kept else ""
         lines.append(f"beside the videos: {plural(summary.sidecars, 'file')} written{kept}")
+    if summary.sidecars_failed:
+        count = plural(summary.sidecars_failed, "caption")
+        lines.append(f"not written beside the videos: {count}, which the table has")
+        lines += [f"  {printable(path)}: {reason}" for path, reason in summary.sidecar_failures]
+        if summary.sidecars_failed > len(summary.sidecar_failures):
+            more = summary.sidecars_failed - len(summary.sidecar_failures)
+            lines.append(f"  and {more:,} more, in the table")
     if summary.failures:
         lines.append("failed:")
         lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]

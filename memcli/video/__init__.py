@@ -1,6 +1,6 @@
 """Reading videos: which frames a model looks at, and getting them fast."""
 
-from memcli.video.clip import read_clip
+from memcli.video.clip import check_video, read_clip
 from memcli.video.types import Clip, DecodeCancelledError, DecodeLimits, VideoInfo
 
 __all__ = [
@@ -8,5 +8,6 @@ __all__ = [
     "DecodeCancelledError",
     "DecodeLimits",
     "VideoInfo",
+    "check_video",
     "read_clip",
 ]

@@ -75,6 +75,22 @@ def read_clip(
         raise
 
 
+def check_video(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, deadline: float | None = None
+) -> None:
+    """Raise VideoError, as `read_clip` does, unless a file opens as a video. No frame is decoded,
+    so what is damaged further on is not noticed."""
+    try:
+        with (
+            open_descriptor(path) as fd,
+            open_video(fd, _DEFAULT_LIMITS, Guard(deadline), threads=1),
+        ):
+            pass
+    except VideoError as error:
+        error.where = os.fsdecode(path)
+        raise
+
+
 def _read_exact(
     fd: int,
     new_builder: Callable[[], ClipBuilder],

@@ -134,9 +134,13 @@ class RowJournal(Closeable, Generic[R]):
             self._entries[value["key"]] = _Entry(
                 self._end, FileIdentity.read(value["file"]), row.status == "failed"
             )
+            self._regard(row)
         except (ValueError, KeyError, TypeError):
             # A line that the disk damaged: its video is scored again, the others keep their rows.
             return
+
+    def _regard(self, row: R) -> None:
+        """For journals that must know something of all rows of earlier runs."""
 
     def finished(self, key: str, *, retry_failed: bool) -> bool:
         """Whether a row for this very file is here already."""
@@ -203,6 +207,27 @@ class Journal(RowJournal[Row]):
 
     row_type = Row
 
+    def __init__(self, descriptor: int, path: Path, settings: dict[str, Any]):
+        super().__init__(descriptor, path, settings)
+        self._captioners: set[str] = set()
+
+    def _regard(self, row: Row) -> None:
+        if row.captioner is not None:
+            self._captioners.add(row.captioner)
+
+    def check_captioner(self, label: str | None) -> None:
+        """Raise OutputMismatchError if another captioner than this made captions in the table: all
+        that are made are of one. `label` of None: this run makes none."""
+        others = sorted(self._captioners - {label})
+        if label is None or not others:
+            return
+        raise OutputMismatchError(
+            f"it has captions of captioner {', '.join(others)}; this run's is {label}",
+            where=str(self._path),
+            next_step=f"Choose another --output, use --captioner {others[0].split()[0]}, or start"
+            " anew with --no-resume.",
+        )
+
 
 def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode("ascii") + b"\n"
@@ -258,11 +283,23 @@ def _check_header(line: bytes, expected: dict[str, Any], path: Path) -> None:
     names = sorted(settings.keys() | wanted.keys())
     differing = [name for name in names if settings.get(name) != wanted.get(name)]
     if differing:
-        was = ", ".join(f"{name} {settings.get(name)}" for name in differing)
-        now = ", ".join(f"{name} {wanted.get(name)}" for name in differing)
+        was = ", ".join(_said(name, settings.get(name)) for name in differing)
+        now = ", ".join(_said(name, wanted.get(name)) for name in differing)
         raise OutputMismatchError(
             f"its results were made with {was}; this run has {now}",
             where=str(path),
             next_step="Choose another --output, use the same settings, or start anew with"
             " --no-resume.",
         )
+
+
+def _said(name: str, value: Any) -> str:
+    """A setting in the words of its user."""
+    if name == "caption_mode":
+        return f"--captions {value or 'prefer'}"
+    if name == "captions":
+        return "no file of captions" if value is None else f"a file of captions ({value})"
+    label = name.replace("_", " ")
+    if isinstance(value, bool):
+        return f"{label} {'on' if value else 'off'}"
+    return f"no {label}" if value is None else f"{label} {value}"

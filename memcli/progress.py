@@ -265,6 +265,9 @@ def closing_lines(summary: Summary) -> list[str]:
     if summary.caption_sources:
         counts = [f"{count:,} {name}" for name, count in sorted(summary.caption_sources.items())]
         lines.append(f"captions: {', '.join(counts)}")
+    if summary.caption_notes:
+        count = plural(summary.caption_notes, "video")
+        lines.append(f"beside {count}: a file without captions in it; see caption_note")
     if summary.captions_cut:
         count = plural(summary.captions_cut, "caption")
         lines.append(f"cut: {count}, longer than the model reads")

@@ -106,6 +106,10 @@ class Row:
     caption: str | None = None
     caption_source: str | None = None
     """given, sidecar, generated or none; None of models that read no captions."""
+    captioner: str | None = None
+    """Name and hash of what made the caption, or was asked for one and gave none of use."""
+    caption_note: str | None = None
+    """Which files beside the video are not used, and why."""
     error_code: str | None = None
     error: str | None = None
     """Why it failed, or what is damaged in a partial one."""

@@ -133,8 +133,12 @@ class ScoredClip:
     decoder: str | None = None
     origin: Origin | None = None
     """Where the captions are from; None for models that read none."""
+    captioned: bool = False
+    """Whether the captioner saw it, also if what it said is of no use."""
     problem: str | None = None
     """Why there is no caption although there should be one."""
+    note: str | None = None
+    """Which files beside the video are not used, and why."""
 
 
 @dataclass
@@ -220,7 +224,8 @@ class Scorer(Closeable):
             self.maker.close()
 
     def identity(self) -> dict[str, Any]:
-        """What all rows of one table must have in common."""
+        """What all rows of one table must have in common. Those whose captions were made have the
+        captioner in common as well: see `Journal.check_captioner`."""
         common = {
             "model": self.bundle.model,
             "bundle": self.bundle.label(self.selection.variant),
@@ -233,7 +238,7 @@ class Scorer(Closeable):
             common["captions"] = self.settings.captions.digest
         if self.bundle.spec.text is not None and self.settings.caption_mode not in (None, "prefer"):
             common["caption_mode"] = self.settings.caption_mode
-        return common if self.maker is None else {**common, **self.maker.identity()}
+        return common
 
     def score(
         self, sources: Iterable[Source]
@@ -318,6 +323,9 @@ class Scorer(Closeable):
         result = outcome.result
         if result is None:
             raise AssertionError("an outcome has a result or an error")
+        row = replace(row, caption_note=result.note)
+        if self.maker is not None and result.captioned:
+            row = replace(row, captioner=self.maker.label)
         if not math.isfinite(result.score) and result.origin == "none":
             reason = result.problem or "no captions were asked for"
             return replace(
@@ -373,7 +381,7 @@ def _tokeniser(bundle: Bundle, selection: Selection) -> Tokeniser | None:
 
 
 def _joined(captions: Sequence[str]) -> str | None:
-    return " | ".join(map(printable, captions)) or None
+    return " | ".join(captions) or None
 
 
 def _wants_caption(video: Prepared) -> bool:
@@ -392,7 +400,9 @@ def _scored(
         frame_times_s=None,
         captions=video.captions,
         origin=video.origin,
+        captioned=video.made is not None,
         problem=video.problem,
+        note=video.note,
     )
     clip, made = video.clip, video.made
     if clip is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,17 @@ from memcli.captioning.choice import (
     choose_captioner,
     none_for,
 )
-from memcli.captioning.sources import any_sidecar, check_required
+from memcli.captioning.sources import CaptionMode, any_sidecar, check_required
 from memcli.captions import Captions
-from memcli.errors import ModelError, UsageError
+from memcli.errors import ModelError, UsageError, VideoError
+from memcli.inputs import AUDIO_SUFFIXES
 from memcli.spec import ModelSpec
 
 if TYPE_CHECKING:
     from memcli.caption_maker import CaptionMaker
     from memcli.scoring import Scorer, ScoreSettings
+
+_LOOK_S = 10.0
 
 
 def check_captions(
@@ -33,19 +37,23 @@ def check_captions(
     if spec.text is None or mode == "none":
         return
     if mode == "require":
-        failing = {video for video in videos if not _holds_something(video)}
+        failing = {video for video in videos if not _may_be_video(video)}
         check_required(settings.captions, videos, whole=whole, failing=failing)
         return
     from memcli.caption_maker import expected_place
 
     place = expected_place(settings.device)
-    if choose_captioner(settings.captioner, place, None) is not None:
-        return
-    error = none_for(place)
-    if mode == "generate":
-        raise error
+    try:
+        if choose_captioner(settings.captioner, place, None) is not None:
+            return
+        error = none_for(place)
+        if mode == "generate":
+            raise error
+    except ModelError as missing:
+        missing.next_step = _or_give(missing, mode)
+        raise
     if settings.captions is None and not any_sidecar(videos):
-        next_step = error.next_step or ""
+        next_step = _or_give(error, mode)
         if spec.head is not None and spec.head.kind == "LateFusion":
             next_step += "\nOr score the frames alone:  --captions none"
         raise ModelError(
@@ -55,12 +63,31 @@ def check_captions(
         )
 
 
-def _holds_something(video: str) -> bool:
-    """Whether this can be a video: rows of others fail, with captions or without."""
+def _or_give(error: ModelError, mode: CaptionMode) -> str:
+    """What to do without a captioner where captions may come from elsewhere, too."""
+    steps = [error.next_step or ""]
+    if mode != "generate":
+        steps.append("Or give captions:  --captions FILE, or clip.txt beside clip.mp4")
+    return "\n".join(filter(None, steps))
+
+
+def _may_be_video(path: str) -> bool:
+    """Whether this can be a video: rows of others fail, with captions or without. What is named as
+    sound mostly is, so that it is worth a look."""
     try:
-        return os.stat(video).st_size > 0  # noqa: PTH116
+        if os.stat(path).st_size == 0:  # noqa: PTH116
+            return False
     except (OSError, ValueError):
         return False
+    if os.path.splitext(path)[1].lower() not in AUDIO_SUFFIXES:  # noqa: PTH122
+        return True
+    from memcli.video import check_video
+
+    try:
+        check_video(path, deadline=time.monotonic() + _LOOK_S)
+    except VideoError:
+        return False
+    return True
 
 
 def maker_for(

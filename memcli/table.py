@@ -63,6 +63,8 @@ class Summary(RunSummary):
     """What makes captions; None: nothing does, or the model reads none."""
     caption_sources: dict[str, int] = field(default_factory=dict)
     """Videos of this run by where their captions are from."""
+    caption_notes: int = 0
+    """Videos of this run with files beside them that are not used."""
     captioner_busy_s: float = 0.0
     captions_cut: int = 0
     """Captions that were longer than the model takes."""
@@ -72,6 +74,7 @@ class Summary(RunSummary):
         self.count_video(row.status, row.path, row.error)
         if row.decoder is not None:
             self.decoded_by[row.decoder] = self.decoded_by.get(row.decoder, 0) + 1
+        self.caption_notes += row.caption_note is not None
         if (source := row.caption_source) is not None:
             self.caption_sources[source] = self.caption_sources.get(source, 0) + 1
 
@@ -122,6 +125,7 @@ def score_to_table(
         ) as scorer,
         Journal.open(options.output, scorer.identity(), resume=options.resume) as journal,
     ):
+        journal.check_captioner(None if scorer.maker is None else scorer.maker.label)
         pending: list[Source] = []
         kept: list[Source] = []
         for source in sources.items:

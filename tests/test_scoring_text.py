@@ -159,11 +159,29 @@ def test_other_numbers_of_frames(memcli_home: Path, clips: Path) -> None:
     assert (row.status, row.frames_used) == ("ok", 2)
 
 
-def test_captions_in_a_row_are_printable(memcli_home: Path, clips: Path) -> None:
+def test_captions_are_stored_as_they_are(memcli_home: Path, clips: Path, tmp_path: Path) -> None:
+    """Joined emoji and Persian are text; what steers a terminal is disarmed where it is shown."""
+    make_text_bundle(memcli_home)
+    said = "\u0645\u06cc\u200c\u0631\u0648\u062f \U0001f469\u200d\U0001f680 \x1b[31m"
+    write = (tmp_path / "c.jsonl").write_text
+    write(json.dumps({"path": "a.mp4", "caption": said}))
+    for name in ("t.jsonl", "t.csv"):
+        words = (clips / "a.mp4", "--model", "tiny-text", "--captions", tmp_path / "c.jsonl")
+        done = memcli_here("score", *words, "--output", tmp_path / name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b[31m" not in done.stdout + done.stderr
+    (line,) = (tmp_path / "t.jsonl").read_text().splitlines()
+    assert json.loads(line)["caption"] == said
+    assert "\x1b" not in (tmp_path / "t.csv").read_text()
+    (row,) = table(tmp_path / "t.csv")
+    assert row["caption"] == said.replace("\x1b", "\\x1b")
+
+
+def test_captions_of_the_api_are_as_they_are(memcli_home: Path, clips: Path) -> None:
     make_text_bundle(memcli_home)
     captions = {"a.mp4": "=evil \x1b[31m\nred"}
     (row,) = score(clips / "a.mp4", model="tiny-text", captions=captions)
-    assert row.caption == "=evil \\x1b[31m\\nred"
+    assert row.caption == "=evil \x1b[31m\nred"
 
 
 def test_a_missing_file_is_no_score(memcli_home: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class Captions:
     _paths: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
     _names: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
     _stems: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
+    _numbers: dict[str, list[str]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in self.entries:
@@ -77,6 +78,8 @@ class Captions:
             if parts:
                 self._names.setdefault(parts[-1], []).append(key)
                 self._stems.setdefault(_stem(parts[-1]), []).append(key)
+                if parts[-1].isdecimal():
+                    self._numbers.setdefault(_number(parts[-1]), []).append(key)
 
     @property
     def digest(self) -> str:
@@ -88,9 +91,9 @@ class Captions:
         """The captions of the video at a path.
 
         The entry is found by path (the longest one that the video's path ends with), else by file
-        name whatever its folder, else by name without ending, unless that is of another video in
-        the same folder (`b.mp4` beside `b.mkv`). Raises VideoError (NO_CAPTION) if there is none,
-        or several fit equally well, naming them.
+        name whatever its folder, else by name without ending (of a number without leading zeros),
+        unless that is of another video in the same folder (`b.mp4` beside `b.mkv`). Raises
+        VideoError (NO_CAPTION) if there is none, or several fit equally well, naming them.
         """
         found = self._find(video)
         if not found:
@@ -124,6 +127,8 @@ class Captions:
         stem = _stem(name)
         if found := self._names.get(name) or self._names.get(stem):
             return found
+        if stem.isdecimal() and (found := self._numbers.get(_number(stem))):
+            return found  # 1 of Memento10k's tables is 00001.mp4
         folder = os.path.dirname(video)  # noqa: PTH120 (Path would change undecodable names)
         return [key for key in self._stems.get(stem, ()) if not _lies_in(folder, _parts(key)[-1])]
 
@@ -138,9 +143,20 @@ def captions_from(
     if isinstance(value, Captions):
         return value
     if isinstance(value, Mapping):
-        pairs = ((key, (text,) if isinstance(text, str) else text) for key, text in value.items())
+        pairs = ((key, _several(key, text)) for key, text in value.items())
         return _collected("the given captions", ((None, key, texts) for key, texts in pairs))
     return read_captions(Path(value))
+
+
+def _several(key: Any, texts: Any) -> Sequence[Any]:
+    if isinstance(texts, str):
+        return (texts,)
+    if isinstance(texts, Sequence):
+        return texts
+    raise UsageError(
+        f"the captions of {printable(str(key))} are {type(texts).__name__}, not text",
+        next_step="Give one caption or a list of them for each video.",
+    )
 
 
 def read_captions(path: Path) -> Captions:
@@ -200,7 +216,9 @@ def _wrong(
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise UsageError("no such file of captions", where=str(path))
+            other = "a folder" if path.is_dir() else "a pipe or device"
+            what = f"this is {other}, no file" if path.exists() else "no such file"
+            raise UsageError(f"{what} of captions", where=str(path))
         with path.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
@@ -239,7 +257,8 @@ def _entries(path: Path, text: str) -> Iterator[_Entry]:
     raise UsageError(
         "its first line does not name a column of videos and one of captions",
         where=str(path),
-        next_step=f"Videos: {', '.join(NAME_COLUMNS)}\n"
+        next_step=("Separate its columns by commas, not semicolons.\n" if ";" in first else "")
+        + f"Videos: {', '.join(NAME_COLUMNS)}\n"
         "Captions: caption, or description_0, description_1, ...",
     )
 
@@ -354,6 +373,10 @@ def _hyphenated_entries(path: Path, text: str) -> Iterator[_Entry]:
 def _parts(path: str) -> list[str]:
     """The parts of a path; `./` and doubled slashes do not count."""
     return [part for part in path.strip().split("/") if part not in ("", ".")]
+
+
+def _number(name: str) -> str:
+    return name.lstrip("0") or "0"
 
 
 def _lies_in(folder: str, name: str) -> bool:

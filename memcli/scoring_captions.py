@@ -17,6 +17,7 @@ from memcli.captions import Captions
 from memcli.errors import ModelError, UsageError, VideoError
 from memcli.inputs import AUDIO_SUFFIXES
 from memcli.spec import ModelSpec
+from memcli.text import plural, printable
 
 if TYPE_CHECKING:
     from memcli.caption_maker import CaptionMaker
@@ -36,6 +37,14 @@ def check_captions(
     mode = settings.caption_mode or "prefer"
     if spec.text is None or mode == "none":
         return
+    given = settings.captions
+    if whole and videos and isinstance(given, Captions) and not any(map(given.fitting, videos)):
+        raise UsageError(
+            f"none of its {plural(len(given.entries), 'name')} fits a video of this run:"
+            f" {printable(next(iter(given.entries)))}, but {printable(videos[0])}",
+            where=given.name,
+            next_step="Name videos by path, by file name or without ending; or leave the file out.",
+        )
     if mode == "require":
         failing = {video for video in videos if not _may_be_video(video)}
         check_required(settings.captions, videos, whole=whole, failing=failing)

@@ -186,6 +186,8 @@ def _tell_of_captions(
         return
     if captions.empty:
         progress.message(f"{plural(captions.empty, 'empty caption')} ignored in {captions.name}")
+    if settings.caption_mode == "require":
+        return  # which tells of them if there are any
     if unused := captions.unused(source.path for source in sources.items):
         first = ", ".join(unused[:_LISTED_NAMES]) + (", ..." if len(unused) > _LISTED_NAMES else "")
         names = plural(len(unused), "name")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -102,6 +103,11 @@ def test_empty_captions_are_left_out(tmp_path: Path) -> None:
         ("y.mp4", "/data/a/x.mp4", False),
         ("a", "/data/a/x.mp4", False),
         ("X.mp4", "/data/a/x.mp4", False),
+        ("1", "/data/a/00001.mp4", True),
+        ("0010", "/data/a/10.webm", True),
+        ("0", "/data/a/000.mp4", True),
+        ("1.mp4", "/data/a/01.mp4", False),
+        ("1", "/data/a/x1.mp4", False),
     ],
 )
 def test_a_video_finds_its_captions(key: str, video: str, fits: bool) -> None:
@@ -175,6 +181,7 @@ def test_the_digest_is_of_the_captions(tmp_path: Path) -> None:
         ("[" * 100_000, "", "does not name a column"),
         ("[\n" * 100_000, "", "damaged"),
         ("[]", "", "no captions in it"),
+        ("path;caption\na;x\n", "", "commas, not semicolons"),
         ("a,b\n1,2\n", "", "does not name a column"),
         ("path,score\na,1\n", "", "does not name a column"),
         ("", "", "does not name a column"),
@@ -196,7 +203,7 @@ def test_what_is_wrong_is_said_with_its_line(
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_captions(tmp_path / "absent.csv")
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="this is a folder, no file of captions"):
         read_captions(tmp_path)
 
 
@@ -220,12 +227,12 @@ def test_numbers_may_be_ids(tmp_path: Path) -> None:
 NAMES = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9_]{1,8})?\.(mp4|webm)", fullmatch=True)
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=30
-).filter(lambda text: text.strip() and not text.lstrip().startswith("["))
+).filter(lambda text: text.strip() and not text.lstrip().startswith(("[", "'")))
 TABLES = st.dictionaries(NAMES, st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=6)
 
 
 def expected(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(dict.fromkeys(t.strip() for t in texts)) for name, texts in table.items()}
+    return {name: tuple(t.strip() for t in texts) for name, texts in table.items()}
 
 
 @given(table=TABLES, delimiter=st.sampled_from(",\t"))
@@ -345,3 +352,18 @@ def test_captions_of_a_video_are_not_its_neighbours(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no caption of it"):
         captions.of(str(tmp_path / "b.mkv"))
     assert captions.unused([str(tmp_path / "b.mkv")]) == list(captions.entries)
+
+
+@pytest.mark.parametrize("value", [5, None, {"a": 1}, b"a dog"])
+def test_captions_of_a_program_are_text(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"the captions of car are .*, not text|a caption is int"):
+        captions_from({"car": value})
+
+
+def test_ids_of_tables_have_no_leading_zeros(tmp_path: Path) -> None:
+    captions = read(
+        tmp_path, "video_id,description_0,description_1\n1,a dog,a cat\n10,x,y\n", "t.csv"
+    )
+    assert captions.of("/data/00001.mp4") == ("a dog", "a cat")
+    assert captions.of("/data/00010.mp4") == ("x", "y")
+    assert captions.unused(["/data/00001.mp4"]) == ["10"]

@@ -375,6 +375,9 @@ def test_a_captioner_that_repeats_itself(memcli_home: Path, videos: Path) -> Non
         ([], ExitCode.NOT_USABLE, "--captions FILE, or clip.txt beside clip.mp4"),
         (["--captions", "generate"], ExitCode.NOT_USABLE, "no captioner is installed"),
         (["--captioner", "256m"], ExitCode.NOT_USABLE, "there is no captioner '256m' here"),
+        (["--captions", "Generate"], ExitCode.USAGE, "Modes: prefer, require, generate, none"),
+        (["--captions", "."], ExitCode.USAGE, "this is a folder, no file of captions"),
+        (["--captions", "o.csv"], ExitCode.USAGE, "none of its 2 names fits a video of this run"),
         (["--captions", "none"], ExitCode.USAGE, "tiny-text sees captions only"),
         (["--captions", "none", "--captions", "require"], ExitCode.USAGE, "is both none and req"),
         (["--captions", "a.csv", "--captions", "b.csv"], ExitCode.USAGE, "names two files"),
@@ -395,6 +398,7 @@ def test_bad_requests(
     make_text_bundle(memcli_home)
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text("path,caption\na.mp4,a dog\n")
+    Path("o.csv").write_text("path,caption\nx.mp4,a dog\ny.mp4,a cat\n")
     found = run(originals, "tiny-text", *options, output=tmp_path / "t.csv")
     assert found == (code, {})
     assert message in capsys.readouterr().err

@@ -174,3 +174,25 @@ def test_export_packs(memcli_home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.memcli"]
     assert memcli_here("export", "tiny", cwd=tmp_path).returncode == 2
+
+
+def test_a_captioner_is_shown(
+    memcli_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="the tiny captioner is exported")
+    pytest.importorskip("transformers", reason="as above")
+    from tiny_captioner import install_captioner
+
+    bundle = install_captioner(memcli_home, question="What \u00e9?")
+    for name in (bundle.name, str(bundle.folder)):
+        assert run(["models", "show", name]) == 0
+        shown = capsys.readouterr().out
+        for text in (bundle.hash, bundle.repository, "What \u00e9?", str(bundle.folder), "fp32"):
+            assert text in shown
+    assert run(["models", "show", bundle.name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["question"] == "What \u00e9?"
+    (bundle.folder / "captioner.json").unlink()
+    assert run(["models", "show", bundle.name]) == 3
+    assert "memcli export captioner" in capsys.readouterr().err
+    assert run(["models", "rm", bundle.name]) == 0
+    assert not bundle.folder.exists()

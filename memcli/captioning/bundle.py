@@ -217,7 +217,9 @@ def check_files(bundle: CaptionerBundle) -> None:
             found = sha256_file(path)
         except OSError as error:
             raise ModelError(
-                f"cannot be read: {error.strerror or error}", where=str(path)
+                f"cannot be read: {error.strerror or error}",
+                where=str(path),
+                next_step="Make the captioner again: memcli export captioner",
             ) from error
         if found != expected:
             raise ModelError(

@@ -240,4 +240,6 @@ def _decoded(data: bytes, path: str) -> str:
 
 def _unusable(path: str, reason: str) -> VideoError:
     name = printable(os.path.basename(path))  # noqa: PTH119
-    return VideoError(VideoErrorCode.NO_CAPTION, f"the captions beside it, {name}, {reason}")
+    return VideoError(
+        VideoErrorCode.NO_CAPTION, f"the file of captions beside it, {name}, {reason}"
+    )

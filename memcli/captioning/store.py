@@ -23,9 +23,10 @@ def is_captioner(path: Path) -> bool:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a captioner of this name is there, whole or not. Paths are not names."""
+    """Whether a captioner of this name is there, whole or not: its folder may lack any file. Paths
+    are not names."""
     plain = name == Path(name).name and not name.startswith(".")
-    return plain and is_captioner(captioners_dir() / name)
+    return plain and (captioners_dir() / name).is_dir()
 
 
 def add_captioner(source: Path, report: Callable[[str], None]) -> CaptionerBundle:

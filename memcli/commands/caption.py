@@ -76,8 +76,8 @@ def command(
     """Describe videos in words, with a captioner on this machine.
 
     PATH is what `memcli score` takes. One row per video: a caption, or the reason why there is
-    none. The table can be given to `memcli score --captions`. Captions are kept: a later run or
-    `memcli score` does not make them again. The network is never used.
+    none. A table of .csv or .jsonl can be given to `memcli score --captions`. Captions are kept: a
+    later run or `memcli score` does not make them again. The network is never used.
 
     \b
     Examples:

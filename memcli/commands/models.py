@@ -108,17 +108,24 @@ def _published(result: PublishedResult) -> str:
 @click.argument("name")
 @json_option("The whole manifest (or registry entry) as JSON on standard output.")
 def show(name: str, as_json: bool) -> None:
-    """Show what a model is, its source, its weights and its engines.
+    """Show what a model is, its source, its weights and its engines; or an installed captioner.
 
     \b
     Examples:
       memcli models show resmem
+      memcli models show smolvlm2-500m
       memcli models show resmem --json
     """
     from memcli import store
+    from memcli.captioning.describe import describe, find_captioner
     from memcli.models import get_model
     from memcli.models.papers import cited
 
+    if (captioner := find_captioner(name)) is not None:
+        told = [json.dumps(captioner.to_dict(), indent=2)] if as_json else describe(captioner)
+        for line in told:
+            click.echo(line if as_json else printable(line))
+        return
     _check_name(name)
     bundle = store.find(name) if store.is_installed(name) or "/" in name else None
     spec = bundle.spec if bundle else get_model(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -42,10 +43,10 @@ DEFAULT_OUTPUT = "scores.csv"
     "--captions",
     multiple=True,
     metavar="FILE|MODE",
-    help="Captions for models that read them. FILE: CSV, TSV or JSON lines with a path (or file"
-    " name) and a caption. MODE: prefer those given, then clip.txt or clip.srt beside the video,"
-    " then the captioner's (default); require: given or beside, for every video; generate: the"
-    " captioner's only; none. A file and a mode may both be given.",
+    help="Captions for models that read them. FILE: CSV, TSV, JSON or JSON lines with a path (or"
+    " file name) and a caption. MODE: prefer those given, then clip.txt or clip.srt beside the"
+    " video, then the captioner's (default); require: given or beside, for every video; generate:"
+    " the captioner's only; none. A file and a mode may both be given.",
 )
 @click.option(
     "--captioner",
@@ -156,6 +157,13 @@ def _captions(values: tuple[str, ...]) -> tuple[Path | None, CaptionMode | None]
         raise UsageError(f"--captions names two files: {files[0]} and {files[1]}")
     if len(set(modes)) > 1:
         raise UsageError(f"--captions is both {modes[0]} and {modes[1]}")
+    for file in files:
+        if not os.path.lexists(file):
+            raise UsageError(
+                "no such file of captions, and no mode",
+                where=f"--captions {file}",
+                next_step=f"Modes: {', '.join(MODES)}",
+            )
     return files[0] if files else None, modes[0] if modes else None
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -175,82 +173,6 @@ def test_a_table_is_of_one_captioner(
     assert "--captioner smolvlm2-500m" in error
 
 
-def test_a_table_without_generated_captions_goes_with_any_captioner(
-    memcli_home: Path, videos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One may be installed, or replaced, after rows failed for want of it."""
-    make_text_bundle(memcli_home)
-    file = videos.parent / "c.csv"
-    file.write_text("path,caption\na.mp4,given a\nb.mp4,given b\n")
-    code, first = run(videos, "tiny-text", "--captions", file)
-    assert code == ExitCode.SOME_INPUTS_FAILED
-    assert {row["captioner"] for row in first.values()} == {""}
-    bundle = install_captioner(memcli_home)
-    code, rows = run(videos, "tiny-text", "--captions", file, "--retry-failed")
-    assert code == ExitCode.OK
-    label = f"{bundle.name} {bundle.hash}"
-    assert [rows[name]["captioner"] for name in CLIPS] == ["", "", label]
-    assert rows["a.mp4"] == first["a.mp4"]
-    install_captioner(memcli_home, "other", question="What is this?")
-    capsys.readouterr()
-    options = ("--captions", file, "--captioner", "other")
-    assert run(videos, "tiny-text", *options)[0] == ExitCode.USAGE
-    assert run(videos, "tiny-text")[0] == ExitCode.USAGE
-    error = capsys.readouterr().err
-    assert "made with a file of captions (" in error
-    assert "this run has no file of captions" in error
-    assert "None" not in error
-
-
-def test_files_without_captions_beside_videos_are_said(memcli_home: Path, videos: Path) -> None:
-    make_text_bundle(memcli_home)
-    install_captioner(memcli_home)
-    (videos / "a.txt").write_text("")
-    (videos / "b.srt").mkdir()
-    (videos / "b.txt").write_text("beside b")
-    code, rows = run(videos, "tiny-text")
-    assert code == ExitCode.OK
-    assert rows["a.mp4"]["caption_note"] == "not used: a.txt is empty"
-    assert [rows["a.mp4"]["caption_source"], rows["b.mp4"]["caption_source"]] == [
-        "generated",
-        "sidecar",
-    ]
-    assert rows["b.mp4"]["caption_note"] == rows["c.mkv"]["caption_note"] == ""
-
-
-def test_what_is_no_video_has_no_score(memcli_home: Path, videos: Path) -> None:
-    """A model of captions alone decodes nothing, and yet must not score a text or a song."""
-    make_text_bundle(memcli_home)
-    for name in "abc":
-        (videos / f"{name}.txt").write_text(f"beside {name}")
-    (videos / "fake.mp4").write_text("no video")
-    (videos / "fake.txt").write_text("beside it")
-    (videos / "song.wav").write_bytes(sound())
-    (videos / "song.txt").write_text("beside it")
-    (videos / "notes.md").write_text("nobody's")
-    code, rows = run(videos / "*", "tiny-text", output=videos.parent / "t.csv")
-    assert code == ExitCode.SOME_INPUTS_FAILED
-    assert {name: row["error_code"] for name, row in rows.items()} == {
-        **dict.fromkeys(CLIPS, ""),
-        "fake.mp4": "not-media",
-        "song.wav": "no-video",
-        "notes.md": "not-media",
-    }
-    named = [videos / name for name in ("a.mp4", "a.txt", "b.mp4", "b.txt")]
-    code, rows = run(named[0], "tiny-text", *named[1:], output=videos.parent / "u.csv")
-    assert (code, sorted(rows)) == (ExitCode.OK, ["a.mp4", "b.mp4"])
-
-
-def sound() -> bytes:
-    stream = io.BytesIO()
-    with wave.open(stream, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(8000)
-        out.writeframes(bytes(1600))
-    return stream.getvalue()
-
-
 def test_given_then_beside_then_generated(memcli_home: Path, videos: Path) -> None:
     make_text_bundle(memcli_home)
     install_captioner(memcli_home)
@@ -289,20 +211,6 @@ def test_required_captions_are_asked_for_before_anything_is_opened(
     code, rows = run(videos, "tiny-text", *options)
     assert code == ExitCode.OK
     assert [rows[name]["caption_source"] for name in CLIPS] == ["given", "sidecar", "sidecar"]
-
-
-def test_captions_are_not_required_of_what_cannot_be_scored(
-    memcli_home: Path, videos: Path
-) -> None:
-    make_text_bundle(memcli_home)
-    for name in "abc":
-        (videos / f"{name}.txt").write_text("beside")
-    (videos / "empty.mp4").write_bytes(b"")
-    (videos / "song.wav").write_bytes(sound())
-    code, rows = run(videos, "tiny-text", "--captions", "require")
-    assert code == ExitCode.SOME_INPUTS_FAILED
-    assert (rows["empty.mp4"]["error_code"], rows["a.mp4"]["status"]) == ("empty", "ok")
-    assert rows["song.wav"]["error_code"] == "no-video"
 
 
 def test_a_captioner_that_does_not_compute_here_is_said_at_once(

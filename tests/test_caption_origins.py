@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import wave
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,34 +12,16 @@ pytest.importorskip("torch", reason="the tiny captioner is exported")
 pytest.importorskip("transformers", reason="as above")
 pytest.importorskip("onnxruntime")
 
-from cli import table
-from media import make_video
+from captioned import CLIPS, make_videos, run
 from tiny_bundle import make_text_bundle
 from tiny_captioner import install_captioner
 
-from memcli import app
 from memcli.errors import ExitCode
-
-CLIPS = ("a.mp4", "b.mp4", "c.mkv")
-FAST = ("--engine", "onnxruntime", "--threads", "1")
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for number, name in enumerate(CLIPS):
-        make_video(folder / name, frames=5 + number)
-    return folder
-
-
-def run(videos: Path, model: str, *options: Any, output: Path | None = None) -> tuple[int, Any]:
-    """Exit code, and rows by name."""
-    place = output or videos.parent / f"{model}.csv"
-    arguments = ["score", videos, "--model", model, *FAST, "--quiet", "-o", place, *options]
-    code = app.run([os.fspath(one) if isinstance(one, Path) else str(one) for one in arguments])
-    rows = table(place) if place.exists() else []
-    return code, {Path(row["path"]).name: row for row in rows}
+    return make_videos(tmp_path / "videos")
 
 
 def test_a_table_without_generated_captions_goes_with_any_captioner(

@@ -44,6 +44,7 @@ BATCH_ON_GPU = 16
 BATCH_ON_CPU = 8
 _SECONDS_DIGITS = 3
 _MOST_LONG = 4096
+_JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -261,9 +262,11 @@ def _made(clip: Clip, said: Caption | MemcliError) -> MadeCaption:
 
 
 def _plain(text: str) -> str:
-    """A caption in one line, without characters that do not print: so it is the same text in the
-    table, beside the video, in the cache and for the model."""
-    return "".join(one for one in " ".join(text.split()) if one.isprintable()).strip()
+    """A caption in one line, without characters that do not print, but for the joiners of emoji and
+    Persian: so it is the same text in the table, beside the video, in the cache and for the model.
+    """
+    line = " ".join(text.split())
+    return "".join(one for one in line if one.isprintable() or one in _JOINERS).strip()
 
 
 def _no_number() -> EngineError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from media import make_video
-from tiny_bundle import TINY_PREP, make_tiny_bundle
+from tiny_bundle import TINY_PREP, make_text_bundle, make_tiny_bundle
 
 from memcli import benchmark
 from memcli.app import run
@@ -143,6 +143,17 @@ def test_json_has_every_stage(clips: Path, capsys: pytest.CaptureFixture[str]) -
         engine["end_to_end"]["seconds"][0] / engine["decode"]["seconds"][0], rel=0.05
     )
     assert all(json.loads(line)["event"] for line in err.splitlines())
+
+
+def test_made_up_captions_are_said_to_be_so(
+    memcli_home: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_text_bundle(memcli_home, frames=True)
+    options = ("--model", "tiny-fusion", "--engine", "onnxruntime", "--repeat", "1")
+    assert run(["bench", str(clips), *options]) == 0
+    assert "captions made up: a captioner's time is not in" in capsys.readouterr().out
+    assert run(["bench", str(clips), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["captions"].startswith("made up")
 
 
 @pytest.mark.usefixtures("tiny")

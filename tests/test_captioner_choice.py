@@ -14,10 +14,17 @@ from memcli.captioning.bundle import (
     CacheShape,
     CaptionerBundle,
     captioners_dir,
+    check_files,
     hash_files,
+    read_captioner,
     write_manifest,
 )
-from memcli.captioning.choice import choose_captioner, installed_captioners, size_of
+from memcli.captioning.choice import (
+    choose_captioner,
+    installed_captioners,
+    size_of,
+    survey_captioners,
+)
 from memcli.captioning.generate import GenerationRules
 from memcli.captioning.images import ImageRules
 from memcli.captioning.prompt import PromptRules
@@ -208,6 +215,35 @@ def test_help_of_the_command(tmp_path: Path) -> None:
     assert "--sidecars" in done.stdout
 
 
+def test_a_folder_that_may_not_be_read_is_left_out_and_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("good")
+    install("closed")
+    is_file = Path.is_file
+
+    def refused(self: Path) -> bool:
+        if self.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    found, damaged = survey_captioners()
+    assert [one.name for one in found] == ["good"]
+    assert damaged == ["closed (Permission denied)"]
+    assert app.run(["models"]) == 0
+    assert "good" in capsys.readouterr().out
+
+
+def test_a_changed_file_is_refused_with_a_way_out() -> None:
+    install("good")
+    folder = captioners_dir() / "good"
+    (folder / "decoder.onnx").write_bytes(b"y")
+    with pytest.raises(ModelError, match="SHA-256 differs") as caught:
+        check_files(read_captioner(folder, check=False))
+    assert "memcli models rm good\n" in str(caught.value.next_step)
+
+
 def test_damaged_ones_are_told_of() -> None:
     from memcli import caption_maker
 
@@ -241,6 +277,10 @@ def test_the_hash_is_part_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
         ("\x1b[31mred\u202e \x00", "[31mred"),
         ("\u200b", ""),
         ("caf\u00e9 \U0001f415", "caf\u00e9 \U0001f415"),
+        (
+            "\U0001f469\u200d\U0001f680 \u0645\u06cc\u200c",
+            "\U0001f469\u200d\U0001f680 \u0645\u06cc\u200c",
+        ),
     ],
 )
 def test_captions_are_one_line_that_prints(said: str, kept: str) -> None:

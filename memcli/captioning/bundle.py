@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -219,13 +220,13 @@ def check_files(bundle: CaptionerBundle) -> None:
             raise ModelError(
                 f"cannot be read: {error.strerror or error}",
                 where=str(path),
-                next_step="Make the captioner again: memcli export captioner",
+                next_step=_another(bundle),
             ) from error
         if found != expected:
             raise ModelError(
                 "is not the file that was exported (its SHA-256 differs)",
                 where=str(path),
-                next_step="Make the captioner again: memcli export captioner",
+                next_step=_another(bundle),
             )
     for name in _GRAPHS:
         _check_weights(bundle, bundle.folder / name)
@@ -240,5 +241,15 @@ def _check_weights(bundle: CaptionerBundle, path: Path) -> None:
         raise ModelError(
             f"the graph reads a file without a hash: {printable(min(others)[:_SHOWN])!r}",
             where=str(path),
-            next_step="Make the captioner again: memcli export captioner",
+            next_step=_another(bundle),
         )
+
+
+def _another(bundle: CaptionerBundle) -> str:
+    """What to do about a captioner whose files cannot be used."""
+    name = shlex.quote(bundle.name)
+    return (
+        f"Remove it, so that another that is installed is taken:  memcli models rm {name}\n"
+        "Or make it again, from the same checkpoint and at the same precision:  memcli export"
+        " captioner"
+    )

@@ -37,11 +37,15 @@ def survey_captioners() -> tuple[list[CaptionerBundle], list[str]]:
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     found, damaged = [], []
     for path in paths:
-        if not path.name.startswith(".") and (path / MANIFEST).is_file():
-            try:
+        if path.name.startswith("."):
+            continue
+        try:
+            if (path / MANIFEST).is_file():
                 found.append(read_captioner(path, check=False))
-            except ModelError as error:
-                damaged.append(f"{printable(path.name)} ({printable(error.what)})")
+        except ModelError as error:
+            damaged.append(f"{printable(path.name)} ({printable(error.what)})")
+        except OSError as error:  # a folder that may not be read
+            damaged.append(f"{printable(path.name)} ({error.strerror or error})")
     return found, damaged
 
 

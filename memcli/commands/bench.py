@@ -29,6 +29,8 @@ _CLIP_SIZE = (1280, 720)
 _CLIP_FRAMES = 96
 _CLIP_RATE = 24
 
+_CAPTIONS = "made up: a captioner's time is not in these figures; `memcli caption` says its own"
+
 
 @dataclass
 class BenchReport:
@@ -45,6 +47,8 @@ class BenchReport:
     """As the workers do it: reading, decoding, preprocessing."""
     preprocess: Speed | None
     engines: list[EngineSpeed] = field(default_factory=list)
+    captions: str | None = None
+    """Which, where the model reads some."""
     engine_problem: str | None = None
     """Why no engine could be measured at all."""
 
@@ -181,6 +185,7 @@ def _measure(
         or benchmark.measure_decode(scorer, good, repeat),
         preprocess=benchmark.measure_preprocess(scorer, good, repeat),
         engines=engines,
+        captions=None if bundle.spec.text is None else _CAPTIONS,
         engine_problem=problem,
     )
 
@@ -283,6 +288,8 @@ def _show(measured: BenchReport) -> None:
     looked_at = plural(measured.frames, "frame") if measured.frames else "captions, no frames,"
     click.echo(f"model    {printable(measured.model)}, {looked_at} per video")
     click.echo(f"videos   {printable(measured.videos)}")
+    if measured.captions:
+        click.echo(f"captions {measured.captions}")
     click.echo(f"medians of {plural(measured.repeat, 'measurement')} each\n")
     first = "decode" if measured.frames else "read captions"
     with_more = " (with preprocess)" if measured.frames else ""

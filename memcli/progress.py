@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichBar
 
     from memcli.results import Row
+    from memcli.summary import RunSummary
     from memcli.table import Progress, Summary
 
 _PLAIN_INTERVAL_S = 10.0
@@ -175,6 +177,26 @@ def json_event(event: str, **values: Any) -> None:
     say(json.dumps({"event": event, **values}))
 
 
+def conclude(
+    summary: RunSummary,
+    lines: Iterable[str],
+    *,
+    quiet: bool,
+    as_json: bool,
+    show: Callable[[], None] | None = None,
+) -> int:
+    """The end of a command: rows, if `show` shows them, and summary; gives the exit code."""
+    if as_json:
+        json_event("summary", **summary.to_dict())
+    elif not quiet:
+        if show is not None:
+            with suppress(BrokenPipeError):  # `| head`; the exit code is that of the run
+                show()
+        for line in lines:
+            say(line)
+    return int(summary.exit_code)
+
+
 class BarProgress(QuietProgress[C]):
     """A live bar: what is done and failed, speed, time left."""
 
@@ -254,14 +276,7 @@ def closing_lines(summary: Summary) -> list[str]:
         lines.append(f"decoder: {plural(on_cpu, 'video')} on the CPU, which NVDEC does not take")
     if summary.decoder != "nvdec" and (on_host := summary.decoded_by.get("nvdec")):
         lines.append(f"decoder: {plural(on_host, 'video')} by NVDEC but resized on the CPU")
-    if summary.failures:
-        lines.append("failed:")
-        lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]
-        if summary.failed > len(summary.failures):
-            lines.append(f"  and {summary.failed - len(summary.failures):,} more, in the table")
-    if summary.resumed_failed:
-        count = plural(summary.resumed_failed, "video")
-        lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+    lines += summary.failed_lines("video", summary.failed)
     if summary.caption_sources:
         counts = [f"{count:,} {name}" for name, count in sorted(summary.caption_sources.items())]
         lines.append(f"captions: {', '.join(counts)}")
@@ -273,10 +288,7 @@ def closing_lines(summary: Summary) -> list[str]:
         lines.append(f"cut: {count}, longer than the model reads")
     if summary.left_out:
         lines.append(f"left out: {plural(summary.left_out, 'file')} without the name of a video")
-    if summary.interrupted:
-        lines.append("interrupted: run the same command again to go on")
-    lines.append(f"table: {summary.output}")
-    return lines
+    return lines + summary.last_lines()
 
 
 def _speed(summary: Summary) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memcli.errors import ExitCode
-from memcli.text import plural
+from memcli.text import plural, printable
 
 LISTED_FAILURES = 20
 
@@ -70,6 +70,22 @@ class RunSummary:
             return []
         failed = f" ({self.resumed_failed:,} of them failed)" if self.resumed_failed else ""
         return [f"  {plural(self.resumed, noun)} already in {self.output}{failed}"]
+
+    def failed_lines(self, noun: str, failed: int) -> list[str]:
+        """What `failed` and why, as far as it is kept, and how many `noun`s did in earlier runs."""
+        lines = ["failed:"] if self.failures else []
+        lines += [f"  {printable(where)}: {reason}" for where, reason in self.failures]
+        if self.failures and failed > len(self.failures):
+            lines.append(f"  and {failed - len(self.failures):,} more, in the table")
+        if self.resumed_failed:
+            count = plural(self.resumed_failed, noun)
+            lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+        return lines
+
+    def last_lines(self) -> list[str]:
+        """Where the table is, and how to go on with it."""
+        again = ["interrupted: run the same command again to go on"] if self.interrupted else []
+        return [*again, f"table: {self.output}"]
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
+from memcli.closing import Closeable
 from memcli.errors import EngineError
 
 _TICK_S = 0.05
@@ -19,7 +19,7 @@ class RunEndedError(EngineError):
         super().__init__("the run was ended while captions were made")
 
 
-class Stopping:
+class Stopping(Closeable):
     """Within it, runs that take `options` end once `cancelled()` is true.
 
     ONNX Runtime looks at `options.terminate` before each node of a graph, so that a run ends
@@ -36,12 +36,8 @@ class Stopping:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Watch no longer."""
         self._done.set()
         self._thread.join()
 

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from memcli.commands.options import json_option, run_options
-from memcli.errors import UsageError
-from memcli.spec import SAMPLINGS
+from memcli.commands.options import (
+    captioner_option,
+    json_option,
+    run_options,
+    sampling_option,
+    table_options,
+)
 
 if TYPE_CHECKING:
     from memcli.caption_table import CaptionSummary
@@ -30,12 +34,7 @@ DEFAULT_OUTPUT = "captions.csv"
     is_flag=True,
     help="Also write clip.txt beside each clip.mp4, unless captions are there already.",
 )
-@click.option(
-    "--captioner",
-    metavar="NAME|DIR",
-    help="An installed captioner, a folder, or a size (256m, 500m, 2.2b)."
-    "  [default: 500m, or 256m on a device of 8 GB]",
-)
+@captioner_option
 @click.option(
     "--device",
     default="auto",
@@ -46,14 +45,7 @@ DEFAULT_OUTPUT = "captions.csv"
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads on a CPU.  [default: all cores]"
 )
-@click.option(
-    "--sampling",
-    type=click.Choice(SAMPLINGS),
-    default="exact",
-    show_default=True,
-    help="exact: the frames at the middle of equal parts of the video; keyframe: the nearest key"
-    " frames.",
-)
+@sampling_option
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Videos at a time.  [default: chosen]"
 )
@@ -86,40 +78,25 @@ def command(
       memcli caption ./videos --output captions.jsonl
     """
     from memcli.caption_table import CaptionSettings, caption_to_table
-    from memcli.inputs import parse_shard
-    from memcli.progress import Wording, json_event, say, watcher
-    from memcli.table import TableOptions
+    from memcli.progress import Wording, conclude, watcher
 
-    part = parse_shard(shard) if shard else None
-    if not resume and retry_failed:
-        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
-    wanted = CaptionSettings(**settings)
-    if file_timeout:
-        wanted = CaptionSettings(**settings, file_timeout_s=file_timeout)
-    options = TableOptions(
-        output=output or _default_output(part),
+    options = table_options(
+        output,
+        DEFAULT_OUTPUT,
         resume=resume,
         retry_failed=retry_failed,
         on_error=on_error,
-        shard=part,
+        shard=shard,
     )
+    wanted = CaptionSettings(**settings)
+    if file_timeout:
+        wanted = CaptionSettings(**settings, file_timeout_s=file_timeout)
     wording: Wording[CaptionSummary] = Wording(
         opening=_opening, unit="videos", speed=_speed, rates=_rates
     )
     progress = watcher(wording, quiet=quiet, as_json=as_json)
     summary = caption_to_table(paths, wanted, options, progress, sidecars=sidecars)
-    if as_json:
-        json_event("summary", **summary.to_dict())
-    elif not quiet:
-        for line in _closing(summary):
-            say(line)
-    return int(summary.exit_code)
-
-
-def _default_output(shard: tuple[int, int] | None) -> Path:
-    if shard is None:
-        return Path(DEFAULT_OUTPUT)
-    return Path(DEFAULT_OUTPUT).with_suffix(f".{shard[0]}-of-{shard[1]}.csv")
+    return conclude(summary, _closing(summary), quiet=quiet, as_json=as_json)
 
 
 def _opening(summary: CaptionSummary) -> list[str]:
@@ -151,20 +128,10 @@ def _closing(summary: CaptionSummary) -> list[str]:
         if summary.sidecars_failed > len(summary.sidecar_failures):
             more = summary.sidecars_failed - len(summary.sidecar_failures)
             lines.append(f"  and {more:,} more, in the table")
-    if summary.failures:
-        lines.append("failed:")
-        lines += [f"  {printable(path)}: {reason}" for path, reason in summary.failures]
-        if summary.failed > len(summary.failures):
-            lines.append(f"  and {summary.failed - len(summary.failures):,} more, in the table")
-    if summary.resumed_failed:
-        count = plural(summary.resumed_failed, "video")
-        lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
+    lines += summary.failed_lines("video", summary.failed)
     if summary.left_out:
         lines.append(f"left out: {plural(summary.left_out, 'file')} without the name of a video")
-    if summary.interrupted:
-        lines.append("interrupted: run the same command again to go on")
-    lines.append(f"table: {summary.output}")
-    return lines
+    return lines + summary.last_lines()
 
 
 def _speed(summary: CaptionSummary) -> str:

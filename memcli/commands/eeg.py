@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from memcli.commands.options import engine_options, json_option, resume_options
+from memcli.commands.options import engine_options, json_option, resume_options, table_options
 from memcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from memcli.recognition.run import EegSummary
-    from memcli.recognition.settings import EegSettings
+    pass
 
 DEFAULT_MODEL = "eeg-cnn"
 DEFAULT_OUTPUT = "recognition.csv"
@@ -159,8 +157,9 @@ def command(
     from memcli.eeg import EpochOptions
     from memcli.recognition.settings import EegSettings
 
-    if not resume and retry_failed:
-        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    table = table_options(
+        output, DEFAULT_OUTPUT, resume=resume, retry_failed=retry_failed, on_error=on_error
+    )
     settings = EegSettings(
         options=EpochOptions(
             event=event,
@@ -186,46 +185,15 @@ def command(
         if output is not None or report is not None:
             raise UsageError("--info writes no table and no report")
         return int(show_recordings(paths, settings, as_json=as_json))
-    return _score(
-        paths,
-        settings,
-        output,
-        report,
-        table={"resume": resume, "retry_failed": retry_failed, "on_error": on_error},
-        quiet=quiet,
-        as_json=as_json,
-    )
-
-
-def _score(
-    paths: tuple[str, ...],
-    settings: EegSettings,
-    output: Path | None,
-    report: Path | None,
-    *,
-    table: dict[str, Any],
-    quiet: bool,
-    as_json: bool,
-) -> int:
-    from memcli.progress import json_event, say, watcher
+    from memcli.progress import conclude, watcher
     from memcli.recognition.run import recognise_to_table
+    from memcli.recognition.terminal import show_epochs
     from memcli.recognition.wording import RECOGNITION, closing_lines
-    from memcli.table import TableOptions
 
-    options = TableOptions(output=output or Path(DEFAULT_OUTPUT), **table)
     progress = watcher(RECOGNITION, quiet=quiet, as_json=as_json)
-    summary: EegSummary = recognise_to_table(paths, settings, options, progress, report=report)
-    if as_json:
-        json_event("summary", **summary.to_dict())
-    elif not quiet:
-        if output is None:
-            from memcli.recognition.terminal import show_epochs
-
-            with suppress(BrokenPipeError):  # `| head`; the exit code is that of the run
-                show_epochs(options.output)
-        for line in closing_lines(summary):
-            say(line)
-    return int(summary.exit_code)
+    summary = recognise_to_table(paths, settings, table, progress, report=report)
+    show = None if output else partial(show_epochs, table.output)
+    return conclude(summary, closing_lines(summary), quiet=quiet, as_json=as_json, show=show)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

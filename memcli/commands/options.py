@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from memcli.engines.base import ENGINES
+from memcli.errors import UsageError
 from memcli.models import DEFAULT_MODEL
-from memcli.spec import PRECISIONS
+from memcli.spec import PRECISIONS, SAMPLINGS
+
+if TYPE_CHECKING:
+    from memcli.table import TableOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,6 +125,52 @@ def resume_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def sampling_option(function: F) -> F:
+    """`--sampling` of runs over videos."""
+    return click.option(
+        "--sampling",
+        type=click.Choice(SAMPLINGS),
+        default="exact",
+        show_default=True,
+        help="exact: the frame shown at the middle of each equal part of the video; keyframe: the"
+        " nearest key frame to it, much faster on long files.",
+    )(function)
+
+
+def captioner_option(function: F) -> F:
+    """`--captioner` of runs that may make captions."""
+    return click.option(
+        "--captioner",
+        metavar="NAME|DIR",
+        help="What makes captions: an installed captioner, a folder, or a size (256m, 500m, 2.2b)."
+        "  [default: 500m, or 256m on a device of 8 GB]",
+    )(function)
+
+
+def table_options(
+    output: Path | None,
+    default: str,
+    *,
+    resume: bool,
+    retry_failed: bool,
+    on_error: Literal["skip", "fail"],
+    shard: str | None = None,
+) -> TableOptions:
+    """What `resume_options`, `--output` and `--shard` come to; a shard's `default` table has its
+    number. Raises UsageError if they contradict each other."""
+    from memcli.inputs import parse_shard
+    from memcli.table import TableOptions
+
+    part = parse_shard(shard) if shard else None
+    if not resume and retry_failed:
+        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    if output is None:
+        output = Path(default)
+        if part is not None:
+            output = output.with_suffix(f".{part[0]}-of-{part[1]}.csv")
+    return TableOptions(output, resume, retry_failed, on_error, part)
 
 
 def run_options(function: F) -> F:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from memcli.captioning.sources import MODES, CaptionMode
-from memcli.commands.options import engine_options, json_option, run_options
+from memcli.commands.options import (
+    captioner_option,
+    engine_options,
+    json_option,
+    run_options,
+    sampling_option,
+    table_options,
+)
 from memcli.decoding import DECODERS, DecoderChoice
 from memcli.errors import UsageError
-from memcli.spec import SAMPLINGS, Sampling
+from memcli.spec import Sampling
 
 DEFAULT_OUTPUT = "scores.csv"
 
@@ -31,14 +38,7 @@ DEFAULT_OUTPUT = "scores.csv"
 @click.option(
     "--frames", type=click.IntRange(min=1), help="Frames per video.  [default: the model's own]"
 )
-@click.option(
-    "--sampling",
-    type=click.Choice(SAMPLINGS),
-    default="exact",
-    show_default=True,
-    help="exact: the frame shown at the middle of each equal part of the video; keyframe: the"
-    " nearest key frame to it, much faster on long files.",
-)
+@sampling_option
 @click.option(
     "--captions",
     multiple=True,
@@ -48,12 +48,7 @@ DEFAULT_OUTPUT = "scores.csv"
     " video, then the captioner's (default); require: given or beside, for every video; generate:"
     " the captioner's only; none. A file and a mode may both be given.",
 )
-@click.option(
-    "--captioner",
-    metavar="NAME|DIR",
-    help="What makes captions: an installed captioner, a folder, or a size (256m, 500m, 2.2b)."
-    "  [default: 500m, or 256m on a device of 8 GB]",
-)
+@captioner_option
 @click.option(
     "--decoder",
     type=click.Choice(DECODERS),
@@ -107,15 +102,19 @@ def command(
       find /archive -name '*.mov' -print0 | memcli score - --sampling keyframe --shard 1/4
     """
     from memcli.captions import read_captions
-    from memcli.inputs import parse_shard
-    from memcli.progress import closing_lines, json_event, make_progress, say
+    from memcli.progress import closing_lines, conclude, make_progress
     from memcli.scoring import DEFAULT_FILE_TIMEOUT_S, ScoreSettings
-    from memcli.table import TableOptions, score_to_table
+    from memcli.table import score_to_table
     from memcli.terminal import show_table
 
-    part = parse_shard(shard) if shard else None
-    if not resume and retry_failed:
-        raise UsageError("--retry-failed needs the earlier results that --no-resume discards")
+    options = table_options(
+        output,
+        DEFAULT_OUTPUT,
+        resume=resume,
+        retry_failed=retry_failed,
+        on_error=on_error,
+        shard=shard,
+    )
     file, mode = _captions(captions)
     settings = ScoreSettings(
         frames=frames,
@@ -130,23 +129,9 @@ def command(
         file_timeout_s=file_timeout or DEFAULT_FILE_TIMEOUT_S,
         **engine,
     )
-    options = TableOptions(
-        output=output or _default_output(part),
-        resume=resume,
-        retry_failed=retry_failed,
-        on_error=on_error,
-        shard=part,
-    )
     summary = score_to_table(paths, settings, options, make_progress(quiet=quiet, as_json=as_json))
-    if as_json:
-        json_event("summary", **summary.to_dict())
-    elif not quiet:
-        if output is None:
-            with suppress(BrokenPipeError):  # `| head`; the exit code is that of the run
-                show_table(options.output)
-        for line in closing_lines(summary):
-            say(line)
-    return int(summary.exit_code)
+    show = None if output else partial(show_table, options.output)
+    return conclude(summary, closing_lines(summary), quiet=quiet, as_json=as_json, show=show)
 
 
 def _captions(values: tuple[str, ...]) -> tuple[Path | None, CaptionMode | None]:
@@ -165,9 +150,3 @@ def _captions(values: tuple[str, ...]) -> tuple[Path | None, CaptionMode | None]
                 next_step=f"Modes: {', '.join(MODES)}",
             )
     return files[0] if files else None, modes[0] if modes else None
-
-
-def _default_output(shard: tuple[int, int] | None) -> Path:
-    if shard is None:
-        return Path(DEFAULT_OUTPUT)
-    return Path(DEFAULT_OUTPUT).with_suffix(f".{shard[0]}-of-{shard[1]}.csv")

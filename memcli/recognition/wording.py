@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcli.progress import Wording, clock
 from memcli.recognition.run import EegSummary
-from memcli.text import plural, printable
+from memcli.text import plural
 
 
 def opening_lines(summary: EegSummary) -> list[str]:
@@ -40,18 +40,8 @@ def closing_lines(summary: EegSummary) -> list[str]:
     if summary.skipped:
         count = plural(summary.skipped, "epoch")
         lines.append(f"left out: {count}, bad or with less than a window there")
-    if summary.failures:
-        lines.append("failed:")
-        lines += [f"  {printable(where)}: {reason}" for where, reason in summary.failures]
-        more = summary.failed + summary.epochs_failed - len(summary.failures)
-        if more > 0:
-            lines.append(f"  and {more:,} more, in the table")
-    if summary.resumed_failed:
-        count = plural(summary.resumed_failed, "recording")
-        lines.append(f"failed in an earlier run: {count} (--retry-failed tries again)")
-    if summary.interrupted:
-        lines.append("interrupted: run the same command again to go on")
-    lines.append(f"table: {summary.output}")
+    lines += summary.failed_lines("recording", summary.failed + summary.epochs_failed)
+    lines += summary.last_lines()
     if summary.report and not summary.interrupted:
         lines.append(f"report: {summary.report}")
     if summary.note:

@@ -59,8 +59,8 @@ class Captioner(Closeable):
     """A captioner on one device. One thread at a time."""
 
     def __init__(self, bundle: CaptionerBundle, sessions: CaptionerSessions):
-        self.bundle = bundle
         """Takes the sessions over: where the tokenizer fails, they are closed."""
+        self.bundle = bundle
         self._sessions = sessions
         try:
             self._tokenizer = PromptTokenizer(bundle.folder / "tokenizer.json", bundle.prompt)

@@ -212,7 +212,7 @@ class Journal(RowJournal[Row]):
         self._captioners: set[str] = set()
 
     def _regard(self, row: Row) -> None:
-        if row.captioner is not None:
+        if row.captioner is not None and row.caption_source == "generated":
             self._captioners.add(row.captioner)
 
     def check_captioner(self, label: str | None) -> None:

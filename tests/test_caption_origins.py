@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 
 from captioned import CLIPS, make_videos, run
 from tiny_bundle import make_text_bundle
-from tiny_captioner import install_captioner
+from tiny_captioner import install_captioner, silent_captioner
 
 from memcli.errors import ExitCode
 
@@ -49,6 +49,20 @@ def test_a_table_without_generated_captions_goes_with_any_captioner(
     assert "made with a file of captions (" in error
     assert "this run has no file of captions" in error
     assert "None" not in error
+
+
+def test_a_captioner_that_said_nothing_does_not_bind_the_table(
+    memcli_home: Path, videos: Path
+) -> None:
+    make_text_bundle(memcli_home)
+    silent_captioner(memcli_home, "silent")
+    code, rows = run(videos, "tiny-text", "--captioner", "silent")
+    assert code == ExitCode.SOME_INPUTS_FAILED
+    assert {row["error_code"] for row in rows.values()} == {"no-caption"}
+    install_captioner(memcli_home, "other")
+    code, rows = run(videos, "tiny-text", "--captioner", "other", "--retry-failed")
+    assert code == ExitCode.OK
+    assert {row["captioner"].split()[0] for row in rows.values()} == {"other"}
 
 
 def test_files_without_captions_beside_videos_are_said(memcli_home: Path, videos: Path) -> None:

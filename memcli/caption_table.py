@@ -16,7 +16,7 @@ from memcli.engines.loading import usable_cpus
 from memcli.errors import ExitCode, VideoError, VideoErrorCode
 from memcli.inputs import Source, collect
 from memcli.journal import FileIdentity, check_place
-from memcli.pipeline import Outcome, Pipeline, Stats
+from memcli.pipeline import QUEUE_BYTES, Outcome, Pipeline, Stats
 from memcli.results import output_format, write_rows
 from memcli.spec import Sampling
 from memcli.summary import LISTED_FAILURES, RunSummary
@@ -24,7 +24,6 @@ from memcli.table import Progress, TableOptions, keep_rows
 from memcli.text import printable
 
 _MILLISECONDS_DIGITS = 1
-_QUEUE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class _Run:
             self._make,
             workers=self.workers,
             queue_size=2 * (maker.batch_size + self.workers),
-            most=_QUEUE_BYTES // maker.clip_bytes,
+            most=QUEUE_BYTES // maker.clip_bytes,
             batch_size=maker.batch_size,
             file_timeout_s=settings.file_timeout_s,
         )

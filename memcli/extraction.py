@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from memcli.engines.loading import usable_cpus
 from memcli.errors import DeviceError, EngineError
 from memcli.journal import FileIdentity
-from memcli.pipeline import Outcome, Pipeline
+from memcli.pipeline import QUEUE_BYTES, Outcome, Pipeline
 from memcli.spec import FramePrep
 from memcli.text import plural, printable
 
@@ -39,7 +39,6 @@ _CORE_FRAMES = 8
 """Frames at a time per core: fewer leave matrix products too small, more only cost memory."""
 _GPU_FRAMES = 256
 CAPTION_BATCH = 64
-_QUEUE_BYTES = 256 << 20
 
 
 @dataclass
@@ -185,7 +184,7 @@ def extract_frames(
         partial(_read, prep),
         partial(_encode, encode),
         workers=workers,
-        queue_size=min(_QUEUE_BYTES // prep.clip_bytes(), 2 * (batch_size + workers)),
+        queue_size=min(QUEUE_BYTES // prep.clip_bytes(), 2 * (batch_size + workers)),
         batch_size=batch_size,
         file_timeout_s=file_timeout_s,
     )

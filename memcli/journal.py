@@ -134,13 +134,13 @@ class RowJournal(Closeable, Generic[R]):
             self._entries[value["key"]] = _Entry(
                 self._end, FileIdentity.read(value["file"]), row.status == "failed"
             )
-            self._regard(row)
+            self._regard(value["key"], row)
         except (ValueError, KeyError, TypeError):
             # A line that the disk damaged: its video is scored again, the others keep their rows.
             return
 
-    def _regard(self, row: R) -> None:
-        """For journals that must know something of all rows of earlier runs."""
+    def _regard(self, key: str, row: R) -> None:
+        """For journals that must know something of every file's newest row of earlier runs."""
 
     def finished(self, key: str, *, retry_failed: bool) -> bool:
         """Whether a row for this very file is here already."""
@@ -209,16 +209,17 @@ class Journal(RowJournal[Row]):
 
     def __init__(self, descriptor: int, path: Path, settings: dict[str, Any]):
         super().__init__(descriptor, path, settings)
-        self._captioners: set[str] = set()
+        self._captioners: dict[str, str] = {}
 
-    def _regard(self, row: Row) -> None:
+    def _regard(self, key: str, row: Row) -> None:
+        self._captioners.pop(key, None)
         if row.captioner is not None and row.caption_source == "generated":
-            self._captioners.add(row.captioner)
+            self._captioners[key] = row.captioner
 
     def check_captioner(self, label: str | None) -> None:
         """Raise OutputMismatchError if another captioner than this made captions in the table: all
         that are made are of one. `label` of None: this run makes none."""
-        others = sorted(self._captioners - {label})
+        others = sorted(set(self._captioners.values()) - {label})
         if label is None or not others:
             return
         raise OutputMismatchError(

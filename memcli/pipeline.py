@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.1
 _WATCHDOG_GRACE_S = 2.0
 _LINGER_S = 0.25
+QUEUE_BYTES = 256 << 20
+"""What decoded clips may take while they wait, for those who choose `queue_size`."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 Status = Literal["ok", "partial", "failed"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 FORMATS = (".csv", ".jsonl", ".parquet")
 _PARQUET_ROWS = 4096
 

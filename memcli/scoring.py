@@ -17,7 +17,7 @@ from memcli.errors import UsageError, VideoError, VideoErrorCode
 from memcli.inputs import Source
 from memcli.journal import FileIdentity
 from memcli.kinds import require_videos
-from memcli.pipeline import Outcome, Pipeline, Stage, Stats
+from memcli.pipeline import QUEUE_BYTES, Outcome, Pipeline, Stage, Stats
 from memcli.reading import Prepared, Reader
 from memcli.results import Row, Status
 from memcli.spec import MAX_FRAMES, FramePrep, ModelSpec, Precision, Sampling
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 DEFAULT_FILE_TIMEOUT_S = 300.0
 NO_SAMPLING = "none"
 """What rows of models that look at no frames have as their sampling."""
-_QUEUE_BYTES = 256 << 20
 _SCORE_DIGITS = 6
 _SECONDS_DIGITS = 3
 _MILLISECONDS_DIGITS = 1
@@ -255,9 +254,9 @@ class Scorer(Closeable):
             stage = Stage(_wants_caption, self._reader.caption, self.maker.batch_size)
             queue_size += 2 * stage.batch_size
             clip_bytes += self.maker.clip_bytes
-            most = _QUEUE_BYTES // clip_bytes
+            most = QUEUE_BYTES // clip_bytes
         if clip_bytes:
-            queue_size = min(_QUEUE_BYTES // clip_bytes, queue_size)
+            queue_size = min(QUEUE_BYTES // clip_bytes, queue_size)
         pipeline = Pipeline(
             self._read,
             self._infer,
@@ -324,8 +323,6 @@ class Scorer(Closeable):
         if result is None:
             raise AssertionError("an outcome has a result or an error")
         row = replace(row, caption_note=result.note)
-        if self.maker is not None and result.captioned:
-            row = replace(row, captioner=self.maker.label)
         if not math.isfinite(result.score) and result.origin == "none":
             reason = result.problem or "no captions were asked for"
             return replace(
@@ -339,6 +336,8 @@ class Scorer(Closeable):
                 error_code=VideoErrorCode.INTERNAL.value,
                 error=f"{self.description} gave no finite score; try --engine onnxruntime",
             )
+        if self.maker is not None and result.captioned:
+            row = replace(row, captioner=self.maker.label)
         lost = [text for text in (result.damage, result.problem) if text]
         status: Status = "partial" if lost else "ok"
         code = "damaged" if result.damage else VideoErrorCode.NO_CAPTION.value

@@ -188,7 +188,8 @@ def _tell_of_captions(
         progress.message(f"{plural(captions.empty, 'empty caption')} ignored in {captions.name}")
     if settings.caption_mode == "require":
         return  # which tells of them if there are any
-    if unused := captions.unused(source.path for source in sources.items):
+    unused = captions.unused(source.path for source in sources.items)
+    if unused and len(unused) < len(captions.entries):  # all of them are an error that follows
         first = ", ".join(unused[:_LISTED_NAMES]) + (", ..." if len(unused) > _LISTED_NAMES else "")
         names = plural(len(unused), "name")
         progress.message(f"{names} in {captions.name} fit no video of this run: {first}")

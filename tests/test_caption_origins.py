@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="as above")
 pytest.importorskip("onnxruntime")
 
 from captioned import CLIPS, make_videos, run
+from media import make_video
 from tiny_bundle import make_text_bundle
 from tiny_captioner import install_captioner, silent_captioner
 
@@ -63,6 +64,12 @@ def test_a_captioner_that_said_nothing_does_not_bind_the_table(
     code, rows = run(videos, "tiny-text", "--captioner", "other", "--retry-failed")
     assert code == ExitCode.OK
     assert {row["captioner"].split()[0] for row in rows.values()} == {"other"}
+    assert run(videos, "tiny-text", "--captioner", "silent")[0] == ExitCode.USAGE
+    for name in CLIPS:  # another file now, with captions of its own: no made one is left
+        make_video(videos / name, frames=9)
+        (videos / f"{name}.txt").write_text("beside it")
+    assert run(videos, "tiny-text", "--captioner", "other")[0] == ExitCode.OK
+    assert run(videos, "tiny-text", "--captioner", "silent")[0] == ExitCode.OK
 
 
 def test_files_without_captions_beside_videos_are_said(memcli_home: Path, videos: Path) -> None:

@@ -232,7 +232,28 @@ def test_a_folder_that_may_not_be_read_is_left_out_and_told(
     assert [one.name for one in found] == ["good"]
     assert damaged == ["closed (Permission denied)"]
     assert app.run(["models"]) == 0
-    assert "good" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "good" in shown
+    assert "damaged captioner: closed (Permission denied)" in shown
+
+
+def test_a_checkpoint_is_no_captioner_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "smol vlm"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "smolvlm"}')
+    step = f"memcli export captioner --checkpoint '{folder}'"
+    with pytest.raises(ModelError) as caught:
+        choose_captioner(str(folder), "cpu", None)
+    assert step in str(caught.value.next_step)
+    assert app.run(["models", "add", str(folder)]) == ExitCode.NOT_USABLE
+    assert step in capsys.readouterr().err
+    for text in ('{"model_type": "siglip"}', "[]", "{"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ModelError) as caught:
+            choose_captioner(str(folder), "cpu", None)
+        assert "--checkpoint" not in str(caught.value.next_step)
 
 
 def test_a_changed_file_is_refused_with_a_way_out() -> None:

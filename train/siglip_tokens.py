@@ -26,7 +26,6 @@ _SPACES = r"[\s\x1c-\x1f\x85\x{a0}]"
 """What Python takes for white space; the regular expressions of `tokenizers` leave some out."""
 _CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 _UNIGRAM = 1  # sentencepiece's TrainerSpec.ModelType
-_FLOATS = {1: "<d", 5: "<f"}  # by wire type
 _BYTE_PIECE = 6  # and SentencePiece.Type
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ SMALL_BYTES = 9 * 10**9
 """Devices of 8 GB, which tell up to 8.6e9 bytes, have less than this."""
 SIZES = ("500m", "256m", "2.2b")
 """In the order of preference."""
+_MAX_CONFIG_BYTES = 1 << 20
 _SIZE = re.compile(r"(?<![\d.])(256m|500m|2\.2b)(?![a-z0-9])")
 _PRECISIONS = {"cpu": ("int8", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
@@ -144,7 +147,23 @@ def _absent(name: str) -> ModelError:
     installed, damaged = survey_captioners()
     names = ", ".join([*(bundle.name for bundle in installed), *damaged])
     there = f" (installed: {names})" if names else ""
-    return ModelError(f"there is no captioner {name!r} here{there}", next_step=how_to_get(name))
+    step = checkpoint_step(Path(name).expanduser()) or how_to_get(name)
+    return ModelError(f"there is no captioner {name!r} here{there}", next_step=step)
+
+
+def checkpoint_step(folder: Path) -> str | None:
+    """What to do with a SmolVLM2 checkpoint as the hub has it; None for anything else."""
+    try:
+        with (folder / "config.json").open("rb") as stream:
+            kind = json.loads(stream.read(_MAX_CONFIG_BYTES)).get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    if kind != "smolvlm":
+        return None
+    return (
+        "It is a checkpoint, which a captioner is made of:  memcli export captioner --checkpoint"
+        f" {shlex.quote(str(folder))}"
+    )
 
 
 def _fitting(bundles: list[CaptionerBundle], device: str) -> list[CaptionerBundle]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memcli.commands.options import OrderedGroup, json_option
-from memcli.errors import UsageError
+from memcli.errors import ModelError, UsageError
 from memcli.text import plural, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from memcli import store
-    from memcli.captioning.choice import installed_captioners
+    from memcli.captioning.choice import survey_captioners
     from memcli.models import MODELS
     from memcli.terminal import print_table
 
@@ -49,7 +49,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
         ("model", "input", "predicts", "installed", "weights' licence", "trained on", "published"),
         [_row(spec, bundles.get(name)) for name, spec in sorted(specs.items())],
     )
-    if captioners := installed_captioners():
+    captioners, damaged = survey_captioners()
+    if captioners:
         click.echo()
         print_table(
             ("captioner", "frames", "precision", "licence", "question"),
@@ -58,6 +59,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
                 for one in captioners
             ],
         )
+    for one in damaged:
+        click.echo(f"damaged captioner: {one}")
 
 
 def _entry(spec: ModelSpec, bundle: Bundle | None) -> dict[str, Any]:
@@ -321,6 +324,7 @@ def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
       memcli models add ./captioners/smolvlm2-500m
     """
     from memcli import store
+    from memcli.captioning.choice import checkpoint_step
     from memcli.captioning.store import add_captioner, is_captioner
     from memcli.progress import say
 
@@ -330,6 +334,8 @@ def add(file: Path, encoders: tuple[str, ...], offline: bool) -> None:
         captioner = add_captioner(file, say)
         click.echo(printable(f"installed captioner {captioner.name} in {captioner.folder}"))
         return
+    if step := checkpoint_step(file):
+        raise ModelError("this is no captioner yet", where=str(file), next_step=step)
     bundle = store.add(file, report=say, encoders=encoders, offline=offline)
     precisions = ", ".join(bundle.variants)
     click.echo(printable(f"installed {bundle.model} ({precisions}) in {bundle.root}"))

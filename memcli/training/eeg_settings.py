@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from memcli.train.eeg.reading import Source
 
 Pretext = Literal["none", "tcl", "tcl-regress", "tcl-regress-exp"]
-PRETEXTS: tuple[Pretext, ...] = ("none", "tcl", "tcl-regress", "tcl-regress-exp")
 EegSplit = Literal["epochs", "subjects", "videos"]
 MEASURED_SPLITS: tuple[EegSplit, ...] = ("epochs", "subjects")
 """Whatever split is asked for."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION_FILE = "dataset.json"
 LINE_HZ = 50.0
-PULSE_MICROVOLTS = 5.0
 _FRONT = ("Fp", "AF")
 _BACK = ("O", "PO", "P")
 _PARIETAL = ("CP", "P", "PO", "C")

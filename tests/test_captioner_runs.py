@@ -270,7 +270,7 @@ def test_large_clips_under_way_are_bounded(longest: int | None) -> None:
     with CaptionMaker(replace(exported(), frames=8, images=images), device="cpu") as maker:
         run = caption_table._Run(maker, caption_table.CaptionSettings(workers=4))
         slots = run._pipeline._slots._value
-        assert slots == max(1, caption_table._QUEUE_BYTES // maker.clip_bytes)
+        assert slots == max(1, caption_table.QUEUE_BYTES // maker.clip_bytes)
         assert slots <= 2
 
 

@@ -74,27 +74,33 @@ def test_batches_span_files_and_do_not_wait_for_a_slow_one() -> None:
     assert max(sizes) == 3
 
 
-def test_back_pressure_bounds_the_clips_in_memory() -> None:
-    alive = peak = 0
-    lock = threading.Lock()
+class Counted:
+    """A reader and an engine that count the clips between them."""
 
-    def counted_read(source: int, _deadline: object, _cancelled: object) -> int:
-        nonlocal alive, peak
-        with lock:
-            alive += 1
-            peak = max(peak, alive)
+    def __init__(self, infer_s: float = 0.0):
+        self._infer_s = infer_s
+        self._lock = threading.Lock()
+        self._alive = 0
+        self.peak = 0
+
+    def read(self, source: int, _deadline: object, _cancelled: object) -> int:
+        with self._lock:
+            self._alive += 1
+            self.peak = max(self.peak, self._alive)
         return source
 
-    def slow_infer(clips: Sequence[int]) -> list[int]:
-        nonlocal alive
-        time.sleep(0.005)
-        with lock:
-            alive -= len(clips)
+    def infer(self, clips: Sequence[int]) -> list[int]:
+        time.sleep(self._infer_s)
+        with self._lock:
+            self._alive -= len(clips)
         return list(clips)
 
-    pipeline = Pipeline(counted_read, slow_infer, workers=3, queue_size=5)
+
+def test_back_pressure_bounds_the_clips_in_memory() -> None:
+    counted = Counted(infer_s=0.005)
+    pipeline = Pipeline(counted.read, counted.infer, workers=3, queue_size=5)
     assert len(list(pipeline.run(range(60)))) == 60
-    assert peak <= 5 + 1  # a clip is released just after the engine has returned
+    assert counted.peak <= 5 + 1  # a clip is released just after the engine has returned
 
 
 def test_outcomes_that_nobody_takes_stop_the_readers() -> None:
@@ -240,22 +246,9 @@ def test_an_error_of_the_source_list_is_raised() -> None:
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_large_clips_are_fewer_than_a_batch(most: int) -> None:
-    lock = threading.Lock()
-    alive = peak = 0
-
-    def counted_read(source: int, _deadline: object, _cancelled: object) -> int:
-        nonlocal alive, peak
-        with lock:
-            alive += 1
-            peak = max(peak, alive)
-        return source
-
-    def infer(clips: Sequence[int]) -> list[int]:
-        nonlocal alive
-        with lock:
-            alive -= len(clips)
-        return list(clips)
-
-    pipeline = Pipeline(counted_read, infer, workers=4, queue_size=9, batch_size=8, most=most)
+    counted = Counted()
+    pipeline = Pipeline(
+        counted.read, counted.infer, workers=4, queue_size=9, batch_size=8, most=most
+    )
     assert sorted(outcome.source for outcome in pipeline.run(range(6))) == list(range(6))
-    assert peak <= most
+    assert counted.peak <= most
